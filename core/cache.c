@@ -1,0 +1,581 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * cache: opening and closing a store. Decides what may be a store directory, who owns it, and in which order its
+ * parts come up and go down.
+ *
+ * A store is a directory of our own, 0700, ours by owner, not reached through a symlink, locked by one process.
+ * A directory that holds anything else is refused untouched (C6). Only a newer format, a store in use or an
+ * unusable device refuse a mount; damage inside never does (C7).
+ */
+#include "cache.h"
+
+#include <fcntl.h>
+#include <dirent.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/statvfs.h>
+
+#include "format.h"
+
+#define FIXED_FILES_BYTES (3 * BLOCK_BYTES) /* LOCK, FORMAT, CACHEDIR.TAG */
+#define EMERGENCY_BYTES (64 * KIB)
+#define RECORD_BUFFER_BYTES (256 * KIB)     /* so that a usual record never needs memory */
+
+uint64_t cache_now(const struct larder *l)
+{
+    return clock_cache_ns(&l->clock);
+}
+
+int64_t cache_wall(const struct larder *l)
+{
+    return (int64_t)clock_wall_ns(&l->clock);
+}
+
+void cache_logf(struct larder *l, enum larder_log_level level, const char *format, ...)
+{
+    char line[512];
+    va_list args;
+
+    if (!l->callbacks.log)
+        return;
+    va_start(args, format);
+    (void)vsnprintf(line, sizeof(line), format, args); /* a long line is cut */
+    va_end(args);
+    l->callbacks.log(l->callbacks.ctx, level, line);
+}
+
+int cache_writable(struct larder *l)
+{
+    return l->opts.read_only || atomic_load_explicit(&l->failed, memory_order_relaxed) ? -EROFS : 0;
+}
+
+void cache_fail(struct larder *l, int error, const char *what)
+{
+    if (atomic_exchange(&l->failed, true))
+        return;
+    cache_logf(l, LARDER_LOG_ERROR,
+               "event=write_failed what=\"%s\" error=\"%s\" consequence=\"the cache is read-only until it is mounted again\"",
+               what, strerror(-error));
+}
+
+void larder_options_init(struct larder_options *opts)
+{
+    *opts = (struct larder_options){
+        .quota_bytes = GIB,
+        .ttl_ns = LARDER_UNSET,
+        .idle_ns = LARDER_UNSET,
+        .compress = LARDER_COMPRESS_AUTO,
+        .durability = LARDER_DURABILITY_CLOSE,
+        .big_bytes = LARDER_BIG_BYTES_DEFAULT,
+        .root_uid = geteuid(),
+        .root_gid = getegid(),
+        .root_mode = 0755,
+    };
+}
+
+void larder_get_options(struct larder *l, struct larder_options *ret_opts)
+{
+    *ret_opts = l->opts;
+}
+
+static int check_options(const struct larder_options *o, struct errtext *err)
+{
+    if (o->quota_bytes != 0 && o->quota_bytes < LARDER_QUOTA_BYTES_MIN)
+        return errtext(err, -EINVAL, "quota %llu bytes is too small to work with: the least is %llu bytes (1MiB), or 0 to keep nothing",
+                       (unsigned long long)o->quota_bytes, (unsigned long long)LARDER_QUOTA_BYTES_MIN);
+    if (o->big_bytes < 4 * KIB || o->big_bytes > STAGE_MEMORY_BYTES_MAX)
+        return errtext(err, -EINVAL, "big_bytes %u is out of range: 4KiB to 4MiB", o->big_bytes);
+    return 0;
+}
+
+/* ---- the directory ---- */
+
+static int check_dir(const char *path, int dir_fd, struct errtext *err)
+{
+    struct stat st;
+
+    if (fstat(dir_fd, &st) < 0)
+        return errtext(err, -errno, "store %s: %s", path, strerror(errno));
+    if (st.st_uid != geteuid())
+        return errtext(err, -EPERM, "store %s: belongs to user %u, not to user %u who mounts it", path, st.st_uid, geteuid());
+    if (st.st_mode & 022)
+        return errtext(err, -EPERM, "store %s: others may write to it (mode %04o); run chmod 0700 on it", path, st.st_mode & 07777);
+    return 0;
+}
+
+static int open_dir(const char *path, bool read_only, int *ret_fd, struct errtext *err)
+{
+    const char *why;
+    int fd, r;
+
+    if (!read_only && mkdir(path, 0700) < 0 && errno != EEXIST)
+        return errtext(err, -errno, "store %s: cannot be created: %s", path, strerror(errno));
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        struct stat st;
+        r = -errno;
+        why = lstat(path, &st) == 0 && S_ISLNK(st.st_mode) ? "is a symbolic link; name the directory it leads to"
+              : r == -ENOTDIR                              ? "is not a directory"
+                                                           : strerror(-r);
+        return errtext(err, r, "store %s: %s", path, why);
+    }
+    r = check_dir(path, fd, err);
+    if (r < 0) {
+        (void)close(fd); /* nothing was written through it */
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+/* A store being made by a mount that was killed has a LOCK and nothing else, or a FORMAT.tmp. */
+static bool is_our_name(const char *name)
+{
+    return strcmp(name, "LOCK") == 0 || strcmp(name, "CACHEDIR.TAG") == 0 || strcmp(name, "lost+found") == 0 ||
+           strcmp(name, "FORMAT.tmp") == 0 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+static int check_empty(const char *path, int dir_fd, struct errtext *err)
+{
+    struct dirent *entry;
+    DIR *dir;
+    int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
+
+    dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir)
+        return errtext(err, -errno, "store %s: %s", path, strerror(errno));
+    while (r == 0 && (entry = readdir(dir)))
+        if (!is_our_name(entry->d_name))
+            r = errtext(err, -ENOTEMPTY, "store %s: holds something else (%.64s); give larder an empty or new directory",
+                        path, entry->d_name);
+    (void)closedir(dir); /* only read */
+    return r;
+}
+
+/* Takes the lock and writes our pid for whoever comes second. */
+static int take_lock(struct larder *l, const char *path, struct errtext *err)
+{
+    char pid[32] = "";
+    ssize_t got;
+    int length;
+
+    l->lock_fd = openat(l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (l->lock_fd < 0)
+        return errtext(err, -errno, "store %s: LOCK: %s", path, strerror(errno));
+    if (flock(l->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        got = pread(l->lock_fd, pid, sizeof(pid) - 1, 0);
+        pid[got > 0 ? got : 0] = 0;
+        pid[strcspn(pid, "\n")] = 0;
+        return errtext(err, -EBUSY, "store %s: in use by process %s; unmount that larder first", path,
+                       pid[0] ? pid : "(unknown)");
+    }
+    length = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+    if (ftruncate(l->lock_fd, 0) < 0 || pwrite(l->lock_fd, pid, (size_t)length, 0) != length)
+        return errtext(err, -EIO, "store %s: LOCK: cannot be written: %s", path, strerror(errno));
+    return 0;
+}
+
+static int read_superblock(struct larder *l, const char *path, struct errtext *err)
+{
+    uint8_t raw[DISK_SUPERBLOCK_BYTES];
+    struct superblock sb;
+    int r, fd = io_open(l->io, l->dir_fd, "FORMAT", O_RDONLY | O_NONBLOCK, 0);
+
+    if (fd == -ENOENT)
+        return -ENOENT;
+    if (fd < 0)
+        return errtext(err, fd, "store %s: FORMAT: %s", path, strerror(-fd));
+    r = io_read_full(l->io, fd, raw, sizeof(raw), 0);
+    io_close(l->io, fd);
+    if (r == -EIO)
+        return errtext(err, r, "store %s: FORMAT: the device cannot be read", path);
+    r = r < 0 ? -EBADMSG : format_superblock_unpack(raw, &sb);
+    if (r == -EPROTONOSUPPORT)
+        return errtext(err, r, "store %s: has format version %u, this larder knows %u; use the newer larder, or another store",
+                       path, sb.version, FORMAT_VERSION);
+    if (r < 0)
+        return r;
+    memcpy(l->store_id, sb.store_id, sizeof(l->store_id));
+    return 0;
+}
+
+static int write_file(struct larder *l, const char *name, const char *tmp, const void *bytes, size_t count)
+{
+    int fd = io_open(l->io, l->dir_fd, tmp, O_WRONLY | O_CREAT | O_TRUNC, 0600), r;
+
+    if (fd < 0)
+        return fd;
+    r = io_write_full(l->io, fd, bytes, count, 0);
+    if (r == 0)
+        r = io_sync_file(l->io, fd);
+    io_close(l->io, fd);
+    if (r == 0)
+        r = io_rename(l->io, l->dir_fd, tmp, name);
+    return r < 0 ? r : io_sync_dir(l->io, l->dir_fd);
+}
+
+static int make_store(struct larder *l, const char *path, struct errtext *err)
+{
+    static const char tag[] = "Signature: 8a477f597d28d172789f06886806bc55\n"
+                              "# This file is a cache directory tag created by larder.\n"
+                              "# For information about cache directory tags see https://bford.info/cachedir/\n";
+    struct superblock sb = {.version = FORMAT_VERSION, .created_ns = (uint64_t)cache_wall(l)};
+    uint8_t raw[DISK_SUPERBLOCK_BYTES];
+    int r;
+
+    if (getrandom(sb.store_id, sizeof(sb.store_id), 0) != sizeof(sb.store_id))
+        return errtext(err, -EIO, "store %s: no random numbers to be had: %s", path, strerror(errno));
+    format_superblock_pack(&sb, raw);
+    memcpy(l->store_id, sb.store_id, sizeof(l->store_id));
+    r = write_file(l, "CACHEDIR.TAG", "CACHEDIR.TAG.tmp", tag, sizeof(tag) - 1);
+    if (r == 0)
+        r = write_file(l, "FORMAT", "FORMAT.tmp", raw, sizeof(raw));
+    return r < 0 ? errtext(err, r, "store %s: cannot be set up: %s", path, strerror(-r)) : 0;
+}
+
+/* A damaged FORMAT with our files around it: nothing in the store can be trusted, and nothing else is in it. */
+static int remake_store(struct larder *l, const char *path, struct errtext *err)
+{
+    uint32_t no;
+    struct dirent *entry;
+    DIR *dir;
+    bool ours = false;
+    int fd = openat(l->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir)
+        return errtext(err, -errno, "store %s: %s", path, strerror(errno));
+    while ((entry = readdir(dir)))
+        ours |= format_name_parse(entry->d_name, "journal-", &no) || format_name_parse(entry->d_name, "index-", &no) ||
+                format_name_parse(entry->d_name, "seg-", &no) || strcmp(entry->d_name, "CACHEDIR.TAG") == 0;
+    (void)closedir(dir); /* only read */
+    if (!ours)
+        return errtext(err, -ENOTEMPTY, "store %s: holds a FORMAT file that is not larder's; give larder an empty or new directory", path);
+    if (l->opts.read_only)
+        return errtext(err, -EBADMSG, "store %s: FORMAT is damaged; mount it writable once to start it afresh", path);
+    COUNT(l, corrupt_records);
+    cache_logf(l, LARDER_LOG_WARNING, "event=format_damaged consequence=\"every key is a miss\"");
+    return make_store(l, path, err);
+}
+
+static int open_store_dir(struct larder *l, const char *path, struct errtext *err)
+{
+    int r = open_dir(path, l->opts.read_only, &l->dir_fd, err);
+
+    if (r < 0)
+        return r;
+    r = read_superblock(l, path, err);
+    if (r == -ENOENT && l->opts.read_only)
+        return errtext(err, -ENOENT, "store %s: is no larder store", path);
+    if (r == -ENOENT)
+        r = check_empty(path, l->dir_fd, err);
+    else if (r != -EBADMSG && r < 0)
+        return r;
+    else if (r == -EBADMSG)
+        r = 1;
+    else
+        r = 2;
+    if (r < 0)
+        return r;
+    if (take_lock(l, path, err) < 0)
+        return -EBUSY;
+    if (r == 2)
+        return 0;
+    return r == 1 ? remake_store(l, path, err) : make_store(l, path, err);
+}
+
+static void read_boot_id(struct larder *l)
+{
+    char text[64] = "";
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+    if (fd >= 0)
+        (void)close(fd); /* only read */
+    for (size_t i = 0, digit = 0; got > 0 && i < (size_t)got && digit < 32; i++) {
+        const char *hex = "0123456789abcdef", *p = strchr(hex, text[i]);
+        if (!p || !text[i])
+            continue;
+        l->boot_id[digit / 2] = (uint8_t)(l->boot_id[digit / 2] << 4 | (p - hex));
+        digit++;
+    }
+}
+
+/* ---- coming up ---- */
+
+static uint64_t base_limit(struct larder *l)
+{
+    struct statvfs vfs;
+
+    if (l->opts.quota_bytes != UINT64_MAX || fstatvfs(l->dir_fd, &vfs) < 0)
+        return l->opts.quota_bytes;
+    return (uint64_t)vfs.f_blocks * vfs.f_frsize;
+}
+
+static uint32_t segment_bytes(uint64_t limit)
+{
+    uint64_t wanted = 256 * KIB;
+
+    while (wanted < 16 * MIB && wanted * 64 <= limit)
+        wanted *= 2;
+    return (uint32_t)wanted;
+}
+
+static int unseal(void *ctx, uint64_t id)
+{
+    struct larder *l = ctx;
+    struct node *n;
+    struct value v;
+    uint64_t seq;
+    int r = 0;
+
+    lock_take(&l->lock);
+    log_begin(l);
+    n = tree_node(l->tree, id);
+    if (n && n->first_dentry) {
+        node_value(l->tree, n, &v);
+        v.unsealed = true;
+        r = node_set_value(l->tree, n, &v);
+        log_value(l, n);
+    }
+    seq = log_end(l);
+    lock_give(&l->lock);
+    return r < 0 ? r : log_write(l, seq, true);
+}
+
+static int alloc_parts(struct larder *l)
+{
+    int r = tree_new(&l->tree);
+
+    if (r == 0)
+        r = expire_new(cache_now(l), &l->expire);
+    if (r == 0)
+        r = events_init(&l->events);
+    if (r < 0)
+        return r;
+    evict_init(&l->evict);
+    l->open_buckets = 256;
+    l->open_nodes = calloc(l->open_buckets, sizeof(struct open_node *));
+    l->seal_queue = calloc(SEAL_QUEUE_MAX, sizeof(*l->seal_queue));
+    l->rb.data = malloc(RECORD_BUFFER_BYTES);
+    l->rb.allocated = RECORD_BUFFER_BYTES;
+    return l->open_nodes && l->seal_queue && l->rb.data ? 0 : -ENOMEM;
+}
+
+static int make_root(struct larder *l)
+{
+    struct node *root;
+    int r = node_restore(l->tree, LARDER_ROOT, S_IFDIR | (l->opts.root_mode & 07777), &root);
+
+    if (r < 0)
+        return r;
+    root->mode = S_IFDIR | (l->opts.root_mode & 07777);
+    root->uid = l->opts.root_uid;
+    root->gid = l->opts.root_gid;
+    root->atime_ns = root->mtime_ns = root->ctime_ns = cache_wall(l);
+    return 0;
+}
+
+static int open_parts(struct larder *l, struct journal_replay *replay, struct errtext *err)
+{
+    struct store_options sopts = {.store_id = l->store_id,
+                                  .segment_bytes = segment_bytes(atomic_load(&l->base_limit_bytes)),
+                                  .segment_fds_max = 256,
+                                  .read_only = l->opts.read_only};
+    struct journal_options jopts = {.store_id = l->store_id,
+                                    .emergency_bytes = l->opts.quota_bytes == 0 ? 0 : EMERGENCY_BYTES,
+                                    .read_only = l->opts.read_only};
+    int r;
+
+    quota_charge(&l->quota, FIXED_FILES_BYTES);
+    r = store_open(l->io, l->dir_fd, &l->quota, &sopts, &l->store, err);
+    if (r == 0)
+        r = make_root(l);
+    if (r == 0)
+        r = journal_open(l->io, l->dir_fd, &l->quota, &jopts, cache_apply, l, replay, &l->journal, err);
+    return r;
+}
+
+/* A store without a root in its log is new: what its owner is goes in first. */
+static void log_start(struct larder *l, const struct journal_replay *replay)
+{
+    uint64_t seq;
+
+    lock_take(&l->lock);
+    log_begin(l);
+    if (record_add_boot(&l->rb, l->boot_id, cache_now(l)) < 0)
+        atomic_store(&l->rb_failed, true);
+    if (replay->entries == 0)
+        log_node(l, tree_slot(l->tree, NODE_ROOT_SLOT));
+    seq = log_end(l);
+    lock_give(&l->lock);
+    (void)log_write(l, seq, false); /* a journal that cannot be written has made the cache read-only and said so */
+}
+
+static int recover(struct larder *l, const struct journal_replay *replay, struct errtext *err)
+{
+    uint64_t orphans = 0, newest = MAX(replay->end.cache_ns, l->evict.newest_use_ns);
+    int r;
+
+    l->unclean_boot = replay->entries > 0 && !replay->clean &&
+                      memcmp(l->boot_id, l->store_boot_id, sizeof(l->boot_id)) != 0;
+    COUNT_ADD(l, corrupt_records, replay->corrupt_records);
+    r = cache_recover(l, replay);
+    if (r == 0)
+        r = store_finish_recovery(l->store, &orphans);
+    if (r < 0)
+        return errtext(err, r, "recovery: %s", strerror(-r));
+    COUNT_ADD(l, orphans_removed, orphans);
+    newest = MAX(newest, l->evict.newest_use_ns);
+    clock_init(&l->clock, l->clock.ops, l->clock.ctx, newest);
+    expire_free(l->expire);
+    l->expire = NULL;
+    r = expire_new(cache_now(l), &l->expire);
+    if (r < 0)
+        return errtext(err, r, "recovery: out of memory");
+    lock_take(&l->lock);
+    cache_arm_all(l);
+    lock_give(&l->lock);
+    return 0;
+}
+
+static int bring_up(struct larder *l, const char *path, struct errtext *err)
+{
+    struct journal_replay replay = {0};
+    uint64_t started;
+    int r = open_store_dir(l, path, err);
+
+    if (r < 0)
+        return r;
+    read_boot_id(l);
+    atomic_store(&l->base_limit_bytes, base_limit(l));
+    quota_init(&l->quota, atomic_load(&l->base_limit_bytes));
+    l->quota.ctx = l;
+    l->quota.make_room = cache_make_room;
+    r = alloc_parts(l);
+    if (r < 0)
+        return errtext(err, r, "store %s: out of memory", path);
+    started = clock_mono_ns(&l->clock);
+    r = open_parts(l, &replay, err);
+    if (r == 0)
+        r = recover(l, &replay, err);
+    if (r < 0)
+        return errtext_wrap(err, r, "store %s", path);
+    atomic_store(&l->counters.replay_ns, clock_mono_ns(&l->clock) - started);
+    atomic_store(&l->counters.replay_entries, replay.entries);
+    atomic_store(&l->counters.clean_start, replay.clean || replay.entries == 0);
+    cache_update_min_free(l);
+    if (!l->opts.read_only)
+        log_start(l, &replay);
+    cache_logf(l, LARDER_LOG_INFO, "event=opened entries=%llu replay_ms=%llu clean=%d corrupt=%llu torn_bytes=%llu",
+               (unsigned long long)l->entries,
+               (unsigned long long)((clock_mono_ns(&l->clock) - started) / NS_PER_MS), replay.clean,
+               (unsigned long long)replay.corrupt_records, (unsigned long long)replay.torn_bytes);
+    return 0;
+}
+
+/* ---- going down ---- */
+
+static void free_open_nodes(struct larder *l)
+{
+    for (uint32_t i = 0; l->open_nodes && i < l->open_buckets; i++) {
+        while (l->open_nodes[i]) {
+            struct open_node *on = l->open_nodes[i];
+            l->open_nodes[i] = on->hash_next;
+            content_free(on->content);
+            free(on->deferred);
+            lock_fini(&on->lock);
+            free(on);
+        }
+    }
+    free(l->open_nodes);
+}
+
+static void tear_down(struct larder *l)
+{
+    free_open_nodes(l);
+    journal_close(l->journal);
+    store_close(l->store);
+    tree_free(l->tree);
+    expire_free(l->expire);
+    if (l->events.ring)
+        events_fini(&l->events);
+    free(l->seal_queue);
+    record_buffer_fini(&l->rb);
+    if (l->lock_fd >= 0)
+        (void)close(l->lock_fd); /* gives the lock back */
+    if (l->dir_fd >= 0)
+        (void)close(l->dir_fd); /* only read */
+    (void)pthread_cond_destroy(&l->work_cond); /* nobody waits: the threads are joined */
+    lock_fini(&l->work_lock);
+    lock_fini(&l->reclaim_lock);
+    lock_fini(&l->lock);
+    l->magic = 0;
+    free(l);
+}
+
+int larder_open(const char *path, const struct larder_options *opts, const struct larder_callbacks *callbacks,
+                struct larder **ret_larder, char *err)
+{
+    struct errtext text = {.text = ""};
+    struct larder *l;
+    int r = check_options(opts, &text);
+
+    if (r == 0) {
+        l = calloc(1, sizeof(*l));
+        r = l ? 0 : errtext(&text, -ENOMEM, "out of memory");
+    }
+    if (r < 0) {
+        memcpy(err, text.text, sizeof(text.text));
+        return r;
+    }
+    l->magic = LARDER_MAGIC;
+    l->opts = *opts;
+    if (callbacks)
+        l->callbacks = *callbacks;
+    l->io = &io_posix;
+    l->dir_fd = l->lock_fd = -1;
+    l->content_host = (struct content_host){.unseal = unseal, .ctx = l};
+    clock_init(&l->clock, &clock_posix, NULL, 0);
+    l->opened_mono_ns = clock_mono_ns(&l->clock);
+    lock_init(&l->lock, "cache", LOCK_RANK_CACHE);
+    lock_init(&l->reclaim_lock, "reclaim", LOCK_RANK_RECLAIM);
+    lock_init(&l->work_lock, "work", LOCK_RANK_LEAF);
+    lock_cond_init(&l->work_cond);
+    r = bring_up(l, path, &text);
+    if (r < 0) {
+        memcpy(err, text.text, sizeof(text.text));
+        tear_down(l);
+        return r;
+    }
+    *ret_larder = l;
+    return 0;
+}
+
+int larder_start(struct larder *l)
+{
+    CHECK_OBJ(l, LARDER_MAGIC);
+    return l->opts.read_only ? 0 : work_start(l);
+}
+
+int larder_close(struct larder *l)
+{
+    int r = 0;
+
+    if (!l)
+        return 0;
+    CHECK_OBJ(l, LARDER_MAGIC);
+    work_stop(l);
+    if (l->opts.read_only)
+        r = 0;
+    else if (atomic_load(&l->failed))
+        r = -EIO;
+    else
+        r = work_checkpoint(l, true);
+    if (r == -ENOSPC) /* no room for a checkpoint: the journal holds everything */
+        r = log_write(l, 0, true);
+    tear_down(l);
+    return r;
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * cache_attr: attributes of nodes, and for how long the kernel may believe them.
+ *
+ * The daemon is the only writer and tells the kernel of every change that did not come through it, so answers are
+ * good for ever, except under a deadline: then for as long as it is away, and not a moment longer (C3).
+ */
+#include "cache.h"
+
+#include <sys/sysmacros.h>
+
+uint64_t cache_valid_ns(const struct larder *l, const struct node *n)
+{
+    enum drop_reason reason;
+    uint64_t deadline, now;
+
+    if (node_is_dir(n))
+        return LARDER_FOREVER;
+    deadline = policy_deadline(l, n, &reason);
+    if (deadline == UINT64_MAX)
+        return LARDER_FOREVER;
+    now = cache_now(l);
+    return deadline > now ? deadline - now : 0;
+}
+
+static uint64_t node_disk_bytes(const struct larder *l, const struct node *n)
+{
+    struct value v;
+
+    if (node_is_dir(n))
+        return BLOCK_BYTES;
+    if (!node_is_file(n))
+        return 0;
+    node_value(l->tree, n, &v);
+    return round_up(v.stored_bytes, 512);
+}
+
+void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr *ret_attr)
+{
+    const struct node_ext *x = node_ext(l->tree, n);
+    const struct open_node *on = n->flags & NODE_OPEN ? open_node_find(l, node_slot(l->tree, n)) : NULL;
+
+    lock_assert_held(&l->lock);
+    *ret_attr = (struct larder_attr){
+        .ino = node_id(l->tree, n),
+        .mode = n->mode,
+        .nlink = n->nlink,
+        .uid = n->uid,
+        .gid = n->gid,
+        .rdev = x ? x->rdev : 0,
+        .size_bytes = n->size_bytes,
+        .disk_bytes = node_disk_bytes(l, n),
+        .atime_ns = n->atime_ns,
+        .mtime_ns = n->mtime_ns,
+        .ctime_ns = n->ctime_ns,
+        .btime_ns = 0,
+        .valid_ns = cache_valid_ns(l, n),
+    };
+    if (node_is_dir(n)) {
+        ret_attr->size_bytes = BLOCK_BYTES;
+        if (!n->first_dentry && ret_attr->ino != LARDER_ROOT)
+            ret_attr->nlink = 0;
+    }
+    if (on && on->uncommitted) {
+        ret_attr->size_bytes = on->size_bytes;
+        ret_attr->disk_bytes = round_up(on->disk_bytes, 512);
+    }
+}
+
+/* Past its deadline, or evicted: as good as gone for all but those who have it open. */
+static bool is_stale(const struct larder *l, const struct node *n)
+{
+    if (n->flags & (NODE_OPEN | NODE_NEW))
+        return false;
+    return n->flags & NODE_EVICTED || (n->first_dentry && cache_is_expired(l, n, NULL));
+}
+
+int larder_getattr(struct larder *l, uint64_t id, struct larder_attr *ret_attr)
+{
+    struct node *n;
+    int r = 0;
+
+    lock_take(&l->lock);
+    n = tree_node(l->tree, id);
+    if (!n || is_stale(l, n))
+        r = -ESTALE;
+    else
+        cache_fill_attr(l, n, ret_attr);
+    lock_give(&l->lock);
+    return r;
+}
+
+void node_clear_priv(struct node *n)
+{
+    if (!node_is_file(n))
+        return;
+    n->mode &= ~(uint32_t)S_ISUID;
+    if (n->mode & S_IXGRP)
+        n->mode &= ~(uint32_t)S_ISGID;
+}
+
+static void set_times(struct larder *l, struct node *n, unsigned set, const struct larder_attr *attr)
+{
+    int64_t now = cache_wall(l);
+
+    if (set & LARDER_SET_ATIME)
+        n->atime_ns = attr->atime_ns;
+    if (set & LARDER_SET_ATIME_NOW)
+        n->atime_ns = now;
+    if (set & LARDER_SET_MTIME)
+        n->mtime_ns = attr->mtime_ns;
+    if (set & LARDER_SET_MTIME_NOW)
+        n->mtime_ns = now;
+    n->ctime_ns = set & LARDER_SET_CTIME ? attr->ctime_ns : now;
+}
+
+static void set_attrs(struct larder *l, struct node *n, unsigned set, const struct larder_attr *attr)
+{
+    if (set & (LARDER_SET_UID | LARDER_SET_GID) && set & LARDER_KILL_PRIV)
+        node_clear_priv(n);
+    if (set & LARDER_SET_MODE)
+        n->mode = (n->mode & S_IFMT) | (attr->mode & 07777);
+    if (set & LARDER_SET_UID)
+        n->uid = attr->uid;
+    if (set & LARDER_SET_GID)
+        n->gid = attr->gid;
+    set_times(l, n, set, attr);
+}
+
+static int resize(struct larder *l, uint64_t id, struct larder_file *f, uint64_t size_bytes)
+{
+    struct open_node *on;
+    int r;
+
+    if (f)
+        return f->writable ? open_node_resize(f->on, size_bytes) : -EBADF;
+    r = open_node_get(l, id, true, &on);
+    if (r < 0)
+        return r;
+    r = open_node_resize(on, size_bytes);
+    if (r == 0) /* truncate(2) has no close to come: it is its own commit */
+        r = open_node_commit(on, l->opts.durability == LARDER_DURABILITY_FSYNC);
+    open_node_put(on, true);
+    return r;
+}
+
+int larder_setattr(struct larder *l, uint64_t id, struct larder_file *f, unsigned set, const struct larder_attr *attr,
+                   struct larder_attr *ret_attr)
+{
+    struct node *n;
+    uint64_t seq = 0;
+    int r = cache_writable(l);
+
+    if (r == 0)
+        r = log_room(l, RECORD_USUAL_BYTES);
+    if (r == 0 && set & LARDER_SET_SIZE)
+        r = resize(l, id, f, attr->size_bytes);
+    if (r < 0)
+        return r;
+    lock_take(&l->lock);
+    log_begin(l);
+    n = tree_node(l->tree, id);
+    if (!n) {
+        r = -ESTALE;
+    } else {
+        if (set & LARDER_SET_SIZE && set & LARDER_KILL_PRIV)
+            node_clear_priv(n);
+        if (set & ~(unsigned)(LARDER_SET_SIZE | LARDER_KILL_PRIV))
+            set_attrs(l, n, set, attr);
+        if (!(n->flags & NODE_NEW) && (n->first_dentry || id == LARDER_ROOT))
+            log_node(l, n);
+        cache_fill_attr(l, n, ret_attr);
+    }
+    seq = log_end(l);
+    lock_give(&l->lock);
+    if (log_write(l, seq, false) < 0 && r == 0)
+        r = -EIO;
+    return r;
+}

@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * cache_evict: room for what comes in, and what leaves for it.
+ *
+ * Room is made by one thread at a time (reclaim lock), in this order: dead space the store can give back
+ * at once; keys past their deadline; the coldest keys, EVICT_BATCH under one hold of the cache lock; cleaning of
+ * the emptiest segment when keys are gone but their blocks are shared. A put that finds room takes no lock here.
+ *
+ * A victim leaves in this order (K3): out of the tree and into the record under the cache lock, record
+ * written, bytes given back. The kernel is told by a thread of the front, later: it may open a victim it still
+ * remembers and gets ESTALE, which makes it look the name up again.
+ *
+ * What may never happen: an open or pinned key leaves for room; a key leaves for a value that cannot fit
+ * anyway (quota_reserve refuses that before it asks).
+ */
+#include "cache.h"
+
+#include <stdio.h>
+#include <sys/statvfs.h>
+
+/* ---- bookkeeping ---- */
+
+void cache_count_value(struct larder *l, const struct value *v, int sign)
+{
+    if (sign > 0) {
+        l->stored_bytes += v->stored_bytes;
+        l->logical_bytes += v->size_bytes;
+    } else {
+        l->stored_bytes -= v->stored_bytes;
+        l->logical_bytes -= v->size_bytes;
+    }
+}
+
+void node_linked(struct larder *l, struct node *n)
+{
+    const struct node_ext *x = node_ext(l->tree, n);
+
+    if (node_is_dir(n))
+        return;
+    l->entries++;
+    if (x && x->pin == 1)
+        l->pinned++;
+    evict_use(&l->evict, l->tree, n, cache_now(l));
+    cache_arm(l, n);
+}
+
+void node_unlinked(struct larder *l, struct node *n)
+{
+    const struct node_ext *x = node_ext(l->tree, n);
+
+    if (x && x->pin == 1)
+        l->pinned--;
+    if (node_is_dir(n)) {
+        l->policy_dirs -= x && ext_has_policy(x);
+        return;
+    }
+    l->entries--;
+    evict_forget(&l->evict, l->tree, n);
+}
+
+void node_take_value(struct larder *l, struct node *n, struct value *ret_value)
+{
+    static const struct value empty = {.kind = VALUE_EMPTY};
+
+    *ret_value = empty;
+    if (!node_is_file(n) || (n->flags & NODE_OPEN))
+        return;
+    node_value(l->tree, n, ret_value);
+    cache_count_value(l, ret_value, -1);
+    (void)node_set_value(l->tree, n, &empty); /* cannot fail: an empty value needs no extension */
+}
+
+void node_gone_if_unused(struct larder *l, struct node *n)
+{
+    if (n->first_dentry || n->lookups || (n->flags & NODE_OPEN) || node_slot(l->tree, n) == NODE_ROOT_SLOT)
+        return;
+    assert(!(n->flags & (NODE_LISTED | NODE_HELD)));
+    node_free(l->tree, n);
+}
+
+/* ---- leaving ---- */
+
+static void tell_names_gone(struct larder *l, const struct node *n)
+{
+    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next)) {
+        size_t bytes;
+        const char *name = dentry_name(l->tree, d, &bytes);
+        if (n->lookups > 0 && l->callbacks.name_gone)
+            l->callbacks.name_gone(l->callbacks.ctx, node_id(l->tree, tree_slot(l->tree, d->parent)),
+                                   node_id(l->tree, n), name, bytes);
+    }
+}
+
+/* Once per directory and record: a batch mostly leaves from one. */
+static void tell_parent_changed(struct larder *l, const struct node *parent)
+{
+    uint64_t id = node_id(l->tree, parent);
+
+    if (id == l->told_parent || parent->lookups == 0 || !l->callbacks.node_changed)
+        return;
+    l->told_parent = id;
+    l->callbacks.node_changed(l->callbacks.ctx, id, false);
+}
+
+static void count_leaving(struct larder *l, enum drop_reason reason, uint64_t stored_bytes)
+{
+    switch (reason) {
+    case DROP_QUOTA:
+        COUNT(l, evicted_quota);
+        break;
+    case DROP_ENTRIES:
+        COUNT(l, evicted_entries);
+        break;
+    case DROP_MIN_FREE:
+        COUNT(l, evicted_min_free);
+        break;
+    case DROP_TTL:
+        COUNT(l, expired_ttl);
+        return;
+    case DROP_IDLE:
+        COUNT(l, expired_idle);
+        return;
+    case DROP_EXPIRES:
+        COUNT(l, expired_expires);
+        return;
+    case DROP_REMOVED:
+    case DROP_REPLACED:
+    case DROP_CORRUPT:
+    case DROP_REASON_COUNT:
+        return;
+    }
+    COUNT_ADD(l, evicted_bytes, stored_bytes);
+}
+
+void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, struct value *ret_value)
+{
+    struct value v;
+    int64_t now = cache_wall(l);
+
+    lock_assert_held(&l->lock);
+    node_value(l->tree, n, &v);
+    count_leaving(l, reason, v.stored_bytes);
+    events_add(l, n, reason);
+    tell_names_gone(l, n);
+    if (!(n->flags & NODE_NEW))
+        log_drop(l, n, reason);
+    while (n->first_dentry) {
+        struct dentry *d = tree_dentry(l->tree, n->first_dentry);
+        struct node *parent = tree_slot(l->tree, d->parent);
+        parent->mtime_ns = parent->ctime_ns = now;
+        tell_parent_changed(l, parent);
+        tree_unlink(l->tree, d);
+    }
+    n->ctime_ns = now;
+    n->flags |= NODE_EVICTED;
+    node_unlinked(l, n);
+    node_take_value(l, n, ret_value);
+    node_gone_if_unused(l, n);
+}
+
+bool cache_is_expired(const struct larder *l, const struct node *n, enum drop_reason *ret_reason)
+{
+    enum drop_reason reason;
+
+    if (node_is_dir(n) || policy_deadline(l, n, &reason) > cache_now(l))
+        return false;
+    if (ret_reason)
+        *ret_reason = reason;
+    return true;
+}
+
+void cache_arm(struct larder *l, struct node *n)
+{
+    enum drop_reason reason;
+    uint64_t deadline;
+
+    if (node_is_dir(n))
+        return;
+    deadline = policy_deadline(l, n, &reason);
+    if (deadline != UINT64_MAX)
+        (void)expire_arm(l->expire, n, node_slot(l->tree, n), deadline); /* no memory: found by the next lookup */
+}
+
+struct victims {
+    struct value values[EXPIRE_BATCH];
+    unsigned count;     /* nodes that left */
+    uint64_t freed_bytes; /* what their values are charged, at least */
+};
+
+static void victims_drop_values(struct larder *l, const struct victims *v)
+{
+    for (unsigned i = 0; i < v->count; i++)
+        content_drop_value(l->store, &v->values[i], false);
+}
+
+static void victims_take(struct larder *l, struct victims *v, struct node *n, enum drop_reason reason)
+{
+    cache_drop_node(l, n, reason, &v->values[v->count]);
+    v->freed_bytes += v->values[v->count].stored_bytes;
+    v->count++;
+}
+
+/* The coldest node that may leave; open and pinned ones on the way go to the held list. */
+static struct node *next_victim(struct larder *l)
+{
+    struct node *n;
+
+    while ((n = evict_coldest(&l->evict, l->tree))) {
+        if (!(n->flags & (NODE_OPEN | NODE_NEW)) && !policy_pin(l, n, NULL))
+            return n;
+        evict_hold(&l->evict, l->tree, n);
+    }
+    return NULL;
+}
+
+static enum drop_reason room_reason(const struct larder *l)
+{
+    return quota_limit(&l->quota) < atomic_load(&l->base_limit_bytes) ? DROP_MIN_FREE : DROP_QUOTA;
+}
+
+/* Up to count_max coldest nodes, or until bytes_wanted are freed. Without locks. */
+static unsigned evict_some(struct larder *l, enum drop_reason reason, unsigned count_max, uint64_t bytes_wanted)
+{
+    struct victims v = {.count = 0};
+    struct node *n;
+    uint64_t seq;
+
+    assert(count_max <= EXPIRE_BATCH);
+    lock_take(&l->lock);
+    log_begin(l);
+    while (v.count < count_max && v.freed_bytes < bytes_wanted && (n = next_victim(l)))
+        victims_take(l, &v, n, reason);
+    seq = log_end(l);
+    CHECK_INVARIANTS(l);
+    lock_give(&l->lock);
+    if (log_write(l, seq, false) == 0) /* keeps K3; a failed journal keeps the bytes instead */
+        victims_drop_values(l, &v);
+    return v.count;
+}
+
+unsigned cache_expire_due(struct larder *l)
+{
+    struct victims v = {.count = 0};
+    uint32_t slots[EXPIRE_BATCH];
+    uint32_t due;
+    uint64_t seq;
+
+    lock_take(&l->lock);
+    due = expire_take_due(l->expire, l->tree, cache_now(l), slots, EXPIRE_BATCH);
+    log_begin(l);
+    for (uint32_t i = 0; i < due; i++) {
+        struct node *n = tree_slot(l->tree, slots[i]);
+        enum drop_reason reason;
+        if (!n || !n->first_dentry)
+            continue;
+        if ((n->flags & NODE_NEW) || !cache_is_expired(l, n, &reason))
+            cache_arm(l, n);
+        else
+            victims_take(l, &v, n, reason);
+    }
+    seq = log_end(l);
+    CHECK_INVARIANTS(l);
+    lock_give(&l->lock);
+    if (log_write(l, seq, false) == 0)
+        victims_drop_values(l, &v);
+    return due;
+}
+
+/* ---- making room ---- */
+
+#define RECLAIM_OPS 64u
+#define EVICT_AT_LEAST_BYTES (64 * KIB) /* per step: one record for a few keys, not one each */
+
+static uint64_t reclaim_all(struct larder *l)
+{
+    uint64_t freed = 0, now;
+
+    while (store_reclaim(l->store, RECLAIM_OPS, &now) == 0 && now > 0)
+        freed += now;
+    return freed;
+}
+
+/* One step towards room; false when nothing more can be done. Reclaim lock held. */
+static bool make_room_step(struct larder *l, uint64_t want_bytes)
+{
+    if (reclaim_all(l) > 0)
+        return true;
+    if (cache_expire_due(l) > 0)
+        return true;
+    if (evict_some(l, room_reason(l), EVICT_BATCH, MAX(want_bytes, MIN(EVICT_AT_LEAST_BYTES, quota_limit(&l->quota) / 256))) > 0)
+        return true;
+    return work_clean_segment(l) > 0;
+}
+
+/* The lock is given up between steps: a writer that finds its room goes on. */
+int cache_evict_until(struct larder *l, uint64_t free_bytes)
+{
+    bool more = true;
+
+    while (more && quota_available(&l->quota) < free_bytes) {
+        lock_take(&l->reclaim_lock);
+        if (quota_available(&l->quota) < free_bytes)
+            more = make_room_step(l, free_bytes - MIN(free_bytes, quota_available(&l->quota)));
+        lock_give(&l->reclaim_lock);
+    }
+    return more || quota_available(&l->quota) >= free_bytes ? 0 : -ENOSPC;
+}
+
+int cache_make_room(void *ctx, uint64_t want_bytes)
+{
+    struct larder *l = ctx;
+
+    if (atomic_load(&l->failed))
+        return -ENOSPC;
+    COUNT(l, stalls);
+    work_want_eviction(l);
+    return cache_evict_until(l, want_bytes);
+}
+
+int cache_make_entry_room(struct larder *l)
+{
+    uint64_t bound = l->opts.max_entries;
+    bool full;
+    int r = 0;
+
+    if (bound == 0)
+        return 0;
+    lock_take(&l->reclaim_lock);
+    do {
+        lock_take(&l->lock);
+        full = l->entries >= bound;
+        lock_give(&l->lock);
+        if (full && evict_some(l, DROP_ENTRIES, 1, UINT64_MAX) == 0)
+            r = -ENOSPC;
+    } while (full && r == 0);
+    lock_give(&l->reclaim_lock);
+    return r;
+}
+
+int cache_host_full(struct larder *l, uint64_t bytes)
+{
+    uint64_t freed;
+    unsigned left;
+
+    if (atomic_load(&l->failed))
+        return -ENOSPC;
+    lock_take(&l->reclaim_lock);
+    freed = reclaim_all(l);
+    left = freed >= bytes ? 1 : evict_some(l, DROP_MIN_FREE, EVICT_BATCH, MAX(bytes, 256 * KIB));
+    (void)reclaim_all(l);
+    lock_give(&l->reclaim_lock);
+    return left > 0 ? 0 : -ENOSPC;
+}
+
+/* min_free and a host disk smaller than the quota both act by lowering the limit. */
+void cache_update_min_free(struct larder *l)
+{
+    uint64_t base = atomic_load(&l->base_limit_bytes), limit = base, host_free, charged;
+    struct statvfs vfs;
+
+    if (l->opts.min_free_bytes > 0 && fstatvfs(l->dir_fd, &vfs) == 0) {
+        host_free = (uint64_t)vfs.f_bavail * vfs.f_frsize;
+        charged = quota_charged(&l->quota);
+        if (host_free >= l->opts.min_free_bytes)
+            limit = MIN(base, charged + (host_free - l->opts.min_free_bytes));
+        else
+            limit = MIN(base, charged - MIN(charged, l->opts.min_free_bytes - host_free));
+    }
+    atomic_store(&l->quota.limit_bytes, limit);
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * cache_log: nodes to journal entries. Decides what a change writes.
+ *
+ * A record is built in l->rb under the cache lock, between log_begin and log_end, so that the order of records is
+ * the order of changes; log_write hands it to the kernel (K2) without any lock.
+ *
+ * What may never happen: a change is made in memory and acknowledged, but not logged. A record that could not be
+ * built (no memory) therefore fails the cache like a failed write.
+ */
+#include "cache.h"
+
+void log_begin(struct larder *l)
+{
+    lock_assert_held(&l->lock);
+    l->told_parent = 0;
+    if (record_begin(&l->rb) < 0)
+        atomic_store(&l->rb_failed, true);
+}
+
+static void log_check(struct larder *l, int r)
+{
+    if (r < 0)
+        atomic_store(&l->rb_failed, true);
+}
+
+void node_to_image(const struct larder *l, const struct node *n, struct node_image *ret_image)
+{
+    const struct node_ext *x = node_ext(l->tree, n);
+
+    *ret_image = (struct node_image){
+        .id = node_id(l->tree, n),
+        .mode = n->mode,
+        .uid = n->uid,
+        .gid = n->gid,
+        .hits = n->hits,
+        .rdev = x ? x->rdev : 0,
+        .atime_ns = n->atime_ns,
+        .mtime_ns = n->mtime_ns,
+        .ctime_ns = n->ctime_ns,
+        .written_ns = n->written_ns,
+        .used_ns = n->used_ns,
+        .ttl_ns = x ? x->ttl_ns : POLICY_UNSET,
+        .idle_ns = x ? x->idle_ns : POLICY_UNSET,
+        .expires_ns = x ? x->expires_ns : POLICY_UNSET,
+        .pin = x ? x->pin : POLICY_BYTE_UNSET,
+        .compress = x ? x->compress : POLICY_BYTE_UNSET,
+        .tlv = x ? x->tlv : NULL,
+        .tlv_bytes = x ? x->tlv_bytes : 0,
+    };
+    node_value(l->tree, n, &ret_image->value);
+}
+
+void log_node(struct larder *l, const struct node *n)
+{
+    struct node_image image;
+
+    node_to_image(l, n, &image);
+    log_check(l, record_add_node(&l->rb, &image));
+}
+
+void dentry_to_image(const struct larder *l, const struct dentry *d, struct name_image *ret_image)
+{
+    size_t bytes;
+
+    *ret_image = (struct name_image){
+        .parent = node_id(l->tree, tree_slot(l->tree, d->parent)),
+        .node = node_id(l->tree, tree_slot(l->tree, d->node)),
+        .cookie = dentry_cookie(d),
+        .name = dentry_name(l->tree, d, &bytes),
+    };
+    ret_image->name_bytes = (uint16_t)bytes;
+}
+
+void log_name(struct larder *l, const struct dentry *d)
+{
+    struct name_image image;
+
+    dentry_to_image(l, d, &image);
+    log_check(l, record_add_name(&l->rb, &image));
+}
+
+void log_names_of(struct larder *l, const struct node *n)
+{
+    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next))
+        log_name(l, d);
+}
+
+void log_unname(struct larder *l, const struct dentry *d)
+{
+    struct name_image image;
+
+    dentry_to_image(l, d, &image);
+    log_check(l, record_add_unname(&l->rb, image.parent, image.name, image.name_bytes));
+}
+
+void log_drop(struct larder *l, const struct node *n, enum drop_reason reason)
+{
+    log_check(l, record_add_drop(&l->rb, node_id(l->tree, n), reason));
+}
+
+void log_value(struct larder *l, const struct node *n)
+{
+    struct value v;
+
+    node_value(l->tree, n, &v);
+    log_check(l, record_add_value(&l->rb, node_id(l->tree, n), &v));
+}
+
+uint64_t log_end(struct larder *l)
+{
+    uint64_t seq;
+
+    lock_assert_held(&l->lock);
+    if (atomic_load(&l->rb_failed))
+        return UINT64_MAX;
+    if (l->rb.entry_count == 0)
+        return 0;
+    seq = journal_append(l->journal, &l->rb);
+    return seq == 0 ? UINT64_MAX : seq;
+}
+
+/* A host disk that is full gives way to what the store can give back. */
+static int write_or_sync(struct larder *l, uint64_t seq, bool durable)
+{
+    uint64_t freed = 0;
+    int r;
+
+    do {
+        r = durable ? journal_sync(l->journal, seq) : journal_write(l->journal, seq);
+    } while (r == -ENOSPC && store_reclaim(l->store, 64, &freed) == 0 && freed > 0);
+    return r;
+}
+
+int log_write(struct larder *l, uint64_t seq, bool durable)
+{
+    int r;
+
+    lock_assert_not_held(&l->lock);
+    if (seq == 0 && !durable)
+        return 0;
+    if (seq == UINT64_MAX) {
+        r = atomic_load(&l->rb_failed) ? -ENOMEM : journal_error(l->journal);
+    } else {
+        if (seq == 0)
+            seq = journal_last_seq(l->journal);
+        r = write_or_sync(l, seq, durable);
+    }
+    if (r == -ENOSPC) /* the host disk is full: the record is kept and goes with the next one */
+        return r;
+    if (r < 0) {
+        cache_fail(l, r, "journal");
+        return -EIO;
+    }
+    return 0;
+}
+
+int log_room(struct larder *l, size_t bytes)
+{
+    if (l->opts.quota_bytes == 0)
+        return 0; /* keeps its own few kilobytes and nothing else */
+    return journal_room(l->journal, bytes);
+}

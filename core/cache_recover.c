@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * cache_recover: journal entries to nodes. Decides what a restart believes.
+ *
+ * Entries are taken as they come (they set states, see format.h). Then only what holds together is kept: a name
+ * whose node or directory is not there never appeared, a node without a name is gone, a directory that does not
+ * lead to the root is gone with all below it, a value whose place cannot be right makes its key a miss.
+ *
+ * What may never happen: an entry from disk makes memory grow out of proportion, loops, or crashes; a key is served
+ * whose bytes cannot be where the index says.
+ */
+#include "cache.h"
+
+/* Stamps far in the future would stop the clock of recency; damage and absurd clocks are cut here. */
+#define STAMP_AHEAD_NS_MAX (400ull * 86400 * NS_PER_S)
+
+static uint64_t sane_stamp(const struct larder *l, uint64_t ns)
+{
+    uint64_t bound = clock_wall_ns(&l->clock) + STAMP_AHEAD_NS_MAX;
+
+    return MIN(ns, bound);
+}
+
+static bool image_needs_ext(const struct node *n, const struct node_image *i)
+{
+    return n->ext || i->ttl_ns != POLICY_UNSET || i->idle_ns != POLICY_UNSET || i->expires_ns != POLICY_UNSET ||
+           i->pin != POLICY_BYTE_UNSET || i->compress != POLICY_BYTE_UNSET || i->rdev != 0 || i->tlv_bytes > 0;
+}
+
+static int apply_ext(struct larder *l, struct node *n, const struct node_image *i)
+{
+    struct node_ext *x;
+    uint8_t *tlv = NULL;
+    int r;
+
+    if (!image_needs_ext(n, i))
+        return 0;
+    r = node_ext_need(l->tree, n, &x);
+    if (r < 0)
+        return r;
+    x->ttl_ns = i->ttl_ns;
+    x->idle_ns = i->idle_ns;
+    x->expires_ns = i->expires_ns;
+    x->pin = i->pin;
+    x->compress = i->compress;
+    x->rdev = i->rdev;
+    if (i->tlv_bytes > 0) {
+        tlv = malloc(i->tlv_bytes);
+        if (!tlv)
+            return -ENOMEM;
+        memcpy(tlv, i->tlv, i->tlv_bytes);
+    }
+    node_set_tlv(l->tree, n, &tlv, i->tlv_bytes);
+    return 0;
+}
+
+static int apply_node(struct larder *l, const struct node_image *i)
+{
+    struct node *n;
+    int r = node_restore(l->tree, i->id, i->mode, &n);
+
+    if (r == -EEXIST)
+        return 0; /* the slot belongs to a later node already: this one is dead by now */
+    if (r < 0)
+        return r;
+    n->mode = i->mode;
+    n->uid = i->uid;
+    n->gid = i->gid;
+    n->hits = i->hits;
+    n->atime_ns = i->atime_ns;
+    n->mtime_ns = i->mtime_ns;
+    n->ctime_ns = i->ctime_ns;
+    n->written_ns = sane_stamp(l, i->written_ns);
+    n->used_ns = MAX(n->used_ns, sane_stamp(l, i->used_ns));
+    r = apply_ext(l, n, i);
+    if (r < 0)
+        return r;
+    return node_is_file(n) ? node_set_value(l->tree, n, &i->value) : 0;
+}
+
+static int apply_name(struct larder *l, const struct name_image *i)
+{
+    struct node *parent = tree_node(l->tree, i->parent), *n = tree_node(l->tree, i->node);
+    struct dentry *d;
+    int r;
+
+    if (!parent || !n || !node_is_dir(parent) || node_slot(l->tree, n) == NODE_ROOT_SLOT)
+        return 0; /* dead by the end of the log, or damage */
+    d = tree_find(l->tree, node_slot(l->tree, parent), i->name, i->name_bytes);
+    if (d && tree_slot(l->tree, d->node) == n)
+        return 0;
+    if (d)
+        tree_unlink(l->tree, d);
+    if (node_is_dir(n) && n->first_dentry) /* keeps T3 */
+        tree_unlink(l->tree, tree_dentry(l->tree, n->first_dentry));
+    r = tree_link(l->tree, parent, n, i->name, i->name_bytes, NULL);
+    return r == -EMLINK ? 0 : r;
+}
+
+static void apply_unname(struct larder *l, const struct name_image *i)
+{
+    struct node *parent = tree_node(l->tree, i->parent);
+    struct dentry *d = parent ? tree_find(l->tree, node_slot(l->tree, parent), i->name, i->name_bytes) : NULL;
+
+    if (d)
+        tree_unlink(l->tree, d);
+}
+
+/* Nodes below a dropped directory stay, nameless, until cache_recover sweeps them. */
+static void drop_node(struct larder *l, struct node *n)
+{
+    while (n->first_dentry)
+        tree_unlink(l->tree, tree_dentry(l->tree, n->first_dentry));
+    while (node_is_dir(n) && n->first_child)
+        tree_unlink(l->tree, tree_dentry(l->tree, n->first_child));
+    node_free(l->tree, n);
+}
+
+static void apply_drop(struct larder *l, uint64_t id)
+{
+    struct node *n = tree_node(l->tree, id);
+
+    if (n && id != LARDER_ROOT)
+        drop_node(l, n);
+}
+
+static void apply_use(struct larder *l, const uint8_t *items, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct use_image use;
+        struct node *n;
+        use_item_unpack(items, i, &use);
+        n = tree_node(l->tree, use.node);
+        if (!n)
+            continue;
+        n->used_ns = MAX(n->used_ns, sane_stamp(l, use.used_ns));
+        n->hits = MAX(n->hits, use.hits);
+    }
+}
+
+static int apply_value(struct larder *l, uint64_t id, const struct value *v)
+{
+    struct node *n = tree_node(l->tree, id);
+
+    return n && node_is_file(n) ? node_set_value(l->tree, n, v) : 0;
+}
+
+int cache_apply(void *ctx, const struct entry_view *e)
+{
+    struct larder *l = ctx;
+    int r = 0;
+
+    switch (e->type) {
+    case ENTRY_NODE:
+        r = apply_node(l, &e->node);
+        break;
+    case ENTRY_NAME:
+        r = apply_name(l, &e->name);
+        break;
+    case ENTRY_UNNAME:
+        apply_unname(l, &e->name);
+        break;
+    case ENTRY_DROP:
+        apply_drop(l, e->drop.node);
+        break;
+    case ENTRY_USE:
+        apply_use(l, e->use.items, e->use.count);
+        break;
+    case ENTRY_VALUE:
+        r = apply_value(l, e->value.node, &e->value.value);
+        break;
+    case ENTRY_BOOT: /* the last one seen stays: whose boot the store was used in */
+        memcpy(l->store_boot_id, e->boot.boot_id, sizeof(l->store_boot_id));
+        break;
+    case ENTRY_END:
+        memcpy(l->store_boot_id, e->end.boot_id, sizeof(l->store_boot_id));
+        break;
+    case ENTRY_COUNTERS:
+        break;
+    }
+    return r == -ENOMEM ? r : 0; /* anything else is damage: that entry counts for nothing */
+}
+
+/* ---- what holds together ---- */
+
+/* Walks the directories below the root, depth first without recursion, and marks them in a bitmap by slot. */
+static void mark_reachable(struct larder *l, uint8_t *marks)
+{
+    struct node *dir = tree_slot(l->tree, NODE_ROOT_SLOT);
+    struct dentry *d = tree_dentry(l->tree, dir->first_child);
+
+    marks[NODE_ROOT_SLOT / 8] |= 1u << NODE_ROOT_SLOT % 8;
+    for (;;) {
+        struct node *child;
+        while (!d) { /* back up; T3 makes the way unique */
+            struct dentry *own = tree_dentry(l->tree, dir->first_dentry);
+            if (!own)
+                return;
+            dir = tree_slot(l->tree, own->parent);
+            d = tree_dentry(l->tree, own->next);
+        }
+        child = tree_slot(l->tree, d->node);
+        if (!node_is_dir(child)) {
+            d = tree_dentry(l->tree, d->next);
+            continue;
+        }
+        marks[d->node / 8] |= (uint8_t)(1u << d->node % 8);
+        dir = child;
+        d = tree_dentry(l->tree, dir->first_child);
+    }
+}
+
+static void drop_unreachable(struct larder *l, const uint8_t *marks)
+{
+    for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
+        struct node *n = tree_slot(l->tree, s);
+        if (n && node_is_dir(n) && !(marks[s / 8] >> s % 8 & 1))
+            drop_node(l, n);
+    }
+    for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
+        struct node *n = tree_slot(l->tree, s);
+        if (n && !node_is_dir(n) && !n->first_dentry)
+            drop_node(l, n);
+    }
+}
+
+static int recover_tree(struct larder *l)
+{
+    _cleanup_free_ uint8_t *marks = NULL;
+    uint32_t slot_max = NODE_ROOT_SLOT;
+
+    for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s))
+        slot_max = s;
+    marks = calloc(1, slot_max / 8 + 1);
+    if (!marks)
+        return -ENOMEM;
+    mark_reachable(l, marks);
+    drop_unreachable(l, marks);
+    return 0;
+}
+
+static int recover_big_value(struct larder *l, struct node *n, struct value *v)
+{
+    uint64_t size, disk_bytes;
+    int r = store_mark_big(l->store, v->big_id, &size, &disk_bytes);
+
+    if (r < 0)
+        return r;
+    if (v->unsealed) {
+        v->size_bytes = size; /* changed in place: the file is what it is */
+    } else if (v->kind == VALUE_RAW) {
+        if (size != v->size_bytes)
+            return -EBADMSG;
+        if (v->sums_place.segment_no != 0)
+            r = store_mark_live(l->store, v->sums_place, v->sums_bytes);
+        if (r < 0)
+            return r;
+    }
+    v->stored_bytes = disk_bytes;
+    return node_set_value(l->tree, n, v);
+}
+
+/* -EBADMSG or -ENOENT: the bytes cannot be there. */
+static int recover_value(struct larder *l, struct node *n)
+{
+    struct value v;
+
+    node_value(l->tree, n, &v);
+    switch (v.kind) {
+    case VALUE_EMPTY:
+        return v.size_bytes == 0 ? 0 : -EBADMSG;
+    case VALUE_SEGMENT:
+        return store_mark_live(l->store, v.place, (uint32_t)v.stored_bytes);
+    case VALUE_RAW:
+    case VALUE_PACKED:
+        return recover_big_value(l, n, &v);
+    }
+    return -EBADMSG;
+}
+
+static int recover_node(struct larder *l, struct node *n)
+{
+    const struct node_ext *x;
+    struct value v;
+    int r = node_is_file(n) ? recover_value(l, n) : 0;
+
+    if (r == -ENOMEM)
+        return r;
+    if (r < 0) {
+        if (l->unclean_boot)
+            COUNT(l, lost_values);
+        else
+            COUNT(l, corrupt_records);
+        drop_node(l, n);
+        return 0;
+    }
+    x = node_ext(l->tree, n);
+    if (x && x->pin == 1)
+        l->pinned++;
+    if (node_is_dir(n)) {
+        l->policy_dirs += x && ext_has_policy(x);
+        return 0;
+    }
+    if (l->unclean_boot)
+        n->flags |= NODE_OLD_BOOT;
+    l->entries++;
+    node_value(l->tree, n, &v);
+    cache_count_value(l, &v, +1);
+    return 0;
+}
+
+int cache_recover(struct larder *l, const struct journal_replay *replay)
+{
+    int r = recover_tree(l);
+
+    for (uint32_t s = tree_next_slot(l->tree, 0); r >= 0 && s; s = tree_next_slot(l->tree, s)) {
+        struct node *n = tree_slot(l->tree, s);
+        if (n)
+            r = recover_node(l, n);
+    }
+    if (r < 0)
+        return r;
+    tree_raise_generation(l->tree, (uint32_t)MIN(replay->end.next_generation, NODE_GENERATION_MAX));
+    r = evict_rebuild(&l->evict, l->tree);
+    if (r < 0)
+        return r;
+    l->recency_flushed_ns = l->evict.newest_use_ns;
+    return 0;
+}
+
+void cache_arm_all(struct larder *l)
+{
+    for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
+        struct node *n = tree_slot(l->tree, s);
+        if (n && n->first_dentry)
+            cache_arm(l, n);
+    }
+}

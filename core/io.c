@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * io: the real system calls behind struct io_ops, and the helpers that finish what one call left undone.
+ *
+ * The table's functions are one call each: EINTR retried, errno turned into -errno, nothing else. What a
+ * short count means is decided in the helpers: at the end of a file it is -ENODATA, in a write it is
+ * continued until the kernel says why it stopped.
+ *
+ * What may never happen: a short read taken for a whole one; a write of 0 bytes retried for ever.
+ */
+#include "io.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "util.h"
+
+#define ST_BLOCK_BYTES 512u /* unit of st_blocks, whatever the file system's block is */
+
+/* ---- the table ---- */
+
+static int posix_result(int r)
+{
+    return r < 0 ? -errno : r;
+}
+
+static int posix_openat(struct io *io, int dir_fd, const char *name, int flags, mode_t mode)
+{
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(openat(dir_fd, name, flags, mode));
+    while (r == -EINTR);
+    return r;
+}
+
+static void posix_close(struct io *io, int fd)
+{
+    (void)io;
+    (void)close(fd); /* what was written is synced or lost by fdatasync's word, not by close's */
+}
+
+static ssize_t posix_pread(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
+{
+    ssize_t n;
+
+    (void)io;
+    do
+        n = pread(fd, buf, bytes, (off_t)offset);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+static ssize_t posix_pread_nowait(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
+{
+    struct iovec vector = {.iov_base = buf, .iov_len = bytes};
+    ssize_t n;
+
+    do
+        n = preadv2(fd, &vector, 1, (off_t)offset, RWF_NOWAIT);
+    while (n < 0 && errno == EINTR);
+    if (n >= 0)
+        return n;
+    /* a file system without RWF_NOWAIT: better to wait than never to answer */
+    if (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS)
+        return posix_pread(io, fd, buf, bytes, offset);
+    return -errno;
+}
+
+static ssize_t posix_pwrite(struct io *io, int fd, const void *buf, size_t bytes, uint64_t offset)
+{
+    ssize_t n;
+
+    (void)io;
+    do
+        n = pwrite(fd, buf, bytes, (off_t)offset);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+static int posix_ftruncate(struct io *io, int fd, uint64_t bytes)
+{
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(ftruncate(fd, (off_t)bytes));
+    while (r == -EINTR);
+    return r;
+}
+
+static int posix_fallocate_mode(struct io *io, int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(fallocate(fd, mode, (off_t)offset, (off_t)bytes));
+    while (r == -EINTR);
+    return r;
+}
+
+/* EINTR is not success and the state of the pages is as before, so trying again is right; any other error is final. */
+static int posix_fdatasync(struct io *io, int fd)
+{
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(fdatasync(fd));
+    while (r == -EINTR);
+    return r;
+}
+
+static int posix_fsync(struct io *io, int fd)
+{
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(fsync(fd));
+    while (r == -EINTR);
+    return r;
+}
+
+static int posix_renameat(struct io *io, int dir_fd, const char *from, const char *to)
+{
+    (void)io;
+    return posix_result(renameat(dir_fd, from, dir_fd, to));
+}
+
+static int posix_unlinkat(struct io *io, int dir_fd, const char *name, int flags)
+{
+    (void)io;
+    return posix_result(unlinkat(dir_fd, name, flags));
+}
+
+static int posix_mkdirat(struct io *io, int dir_fd, const char *name, mode_t mode)
+{
+    (void)io;
+    return posix_result(mkdirat(dir_fd, name, mode));
+}
+
+static int posix_fstat(struct io *io, int fd, struct stat *ret_st)
+{
+    (void)io;
+    return posix_result(fstat(fd, ret_st));
+}
+
+static const struct io_ops posix_ops = {
+    .openat = posix_openat,
+    .close = posix_close,
+    .pread = posix_pread,
+    .pread_nowait = posix_pread_nowait,
+    .pwrite = posix_pwrite,
+    .ftruncate = posix_ftruncate,
+    .fallocate = posix_fallocate_mode,
+    .fdatasync = posix_fdatasync,
+    .fsync = posix_fsync,
+    .renameat = posix_renameat,
+    .unlinkat = posix_unlinkat,
+    .mkdirat = posix_mkdirat,
+    .fstat = posix_fstat,
+};
+
+struct io io_posix = {.ops = &posix_ops};
+
+/* ---- helpers ---- */
+
+int io_open(struct io *io, int dir_fd, const char *name, int flags, mode_t mode)
+{
+    return io->ops->openat(io, dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, mode);
+}
+
+void io_close(struct io *io, int fd)
+{
+    if (fd >= 0)
+        io->ops->close(io, fd);
+}
+
+int io_read_full(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
+{
+    size_t done = 0;
+    int r;
+
+    r = io_read_upto(io, fd, buf, bytes, offset, &done);
+    if (r < 0)
+        return r;
+    return done == bytes ? 0 : -ENODATA;
+}
+
+int io_read_full_nowait(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
+{
+    size_t done = 0;
+
+    while (done < bytes) {
+        /* A short count may be the end of the file or of what is cached: the next call tells which. */
+        ssize_t n = io->ops->pread_nowait(io, fd, (uint8_t *)buf + done, bytes - done, offset + done);
+        if (n < 0)
+            return (int)n;
+        if (n == 0)
+            return -ENODATA;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+int io_read_upto(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset, size_t *ret_bytes)
+{
+    size_t done = 0;
+
+    while (done < bytes) {
+        ssize_t n = io->ops->pread(io, fd, (uint8_t *)buf + done, bytes - done, offset + done);
+        if (n < 0)
+            return (int)n;
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    *ret_bytes = done;
+    return 0;
+}
+
+int io_write_full(struct io *io, int fd, const void *buf, size_t bytes, uint64_t offset)
+{
+    size_t done = 0;
+
+    while (done < bytes) {
+        ssize_t n = io->ops->pwrite(io, fd, (const uint8_t *)buf + done, bytes - done, offset + done);
+        if (n < 0)
+            return (int)n;
+        if (n == 0)
+            return -EIO; /* a kernel that takes nothing and says nothing */
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+int io_truncate(struct io *io, int fd, uint64_t bytes)
+{
+    return io->ops->ftruncate(io, fd, bytes);
+}
+
+int io_allocate(struct io *io, int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+    return io->ops->fallocate(io, fd, mode, offset, bytes);
+}
+
+int io_punch(struct io *io, int fd, uint64_t offset, uint64_t bytes)
+{
+    int r = io->ops->fallocate(io, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+
+    return r == -ENOSYS ? -EOPNOTSUPP : r;
+}
+
+int io_sync_data(struct io *io, int fd)
+{
+    return io->ops->fdatasync(io, fd);
+}
+
+int io_sync_file(struct io *io, int fd)
+{
+    return io->ops->fsync(io, fd);
+}
+
+int io_sync_dir(struct io *io, int dir_fd)
+{
+    return io->ops->fsync(io, dir_fd);
+}
+
+int io_rename(struct io *io, int dir_fd, const char *from, const char *to)
+{
+    return io->ops->renameat(io, dir_fd, from, to);
+}
+
+int io_unlink(struct io *io, int dir_fd, const char *name)
+{
+    return io->ops->unlinkat(io, dir_fd, name, 0);
+}
+
+int io_rmdir(struct io *io, int dir_fd, const char *name)
+{
+    return io->ops->unlinkat(io, dir_fd, name, AT_REMOVEDIR);
+}
+
+int io_mkdir(struct io *io, int dir_fd, const char *name, mode_t mode)
+{
+    return io->ops->mkdirat(io, dir_fd, name, mode);
+}
+
+int io_stat(struct io *io, int fd, struct stat *ret_st)
+{
+    return io->ops->fstat(io, fd, ret_st);
+}
+
+int io_disk_bytes(struct io *io, int fd, uint64_t *ret_bytes)
+{
+    struct stat st;
+    int r;
+
+    r = io_stat(io, fd, &st);
+    if (r < 0)
+        return r;
+    *ret_bytes = (uint64_t)st.st_blocks * ST_BLOCK_BYTES;
+    return 0;
+}

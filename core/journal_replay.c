@@ -1,0 +1,604 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * journal_replay: from files back to entries, and how far files are believed.
+ *
+ * A checkpoint is all or nothing: it is read twice, the first time only to judge it. The newest that is good
+ * in every byte is applied; a bad one is counted and the next older is tried.
+ *
+ * Journal files follow in the order of their numbers. A file continues the history if its first_seq is the
+ * seq after the last one applied; one that does not is behind a gap: it is counted and skipped, now and at
+ * every later replay, because a file started after the gap carries on from before it. So the same bytes
+ * always give the same history, and a run that was lost never comes back in the middle of one that was kept.
+ *
+ * Files are read, never mapped: one cut short underneath is an early end, not a SIGBUS.
+ *
+ * What may never happen: an entry of an invalid record applied; a record applied after a gap.
+ */
+#include "journal_internal.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+
+/* Two of the largest records fit, so that one always does, wherever the window happens to start. */
+#define WINDOW_BYTES (8u << 20)
+/* How much a search behind an invalid record may hash before it calls it a torn tail. */
+#define FIND_BUDGET_BYTES (64u << 20)
+#define FIND_BYTES_MAX (256u << 20) /* and how much it may read */
+
+static_assert(WINDOW_BYTES / 2 >= RECORD_PAYLOAD_BYTES_MAX, "two of the largest payloads fit");
+
+struct journal_reader {
+    struct io *io;
+    int dir_fd;
+    const uint8_t *store_id;
+    int fd;
+    struct journal_header header;
+    uint64_t seed;
+    uint64_t next_seq;
+    uint64_t file_bytes;
+    uint8_t *window; /* owned, WINDOW_BYTES */
+    size_t window_used;
+    size_t cursor;          /* in the window: the next record */
+    uint64_t window_offset; /* in the file: where the window starts */
+    bool check_entries;     /* else the caller walks them before it believes any */
+};
+
+struct replay {
+    struct journal_reader reader;
+    const struct journal_names *names;
+    journal_apply apply;
+    void *apply_ctx;
+    struct journal_replay *out;
+    struct replay_result result;
+    uint64_t next_seq; /* 0: not known yet */
+    struct errtext *err;
+};
+
+static int reader_init(struct journal_reader *rd, struct io *io, int dir_fd, const uint8_t store_id[16]);
+static void reader_fini(struct journal_reader *rd);
+static int reader_open(struct journal_reader *rd, const char *name);
+static int reader_open_expected(struct journal_reader *rd, bool is_index, uint32_t no);
+static int reader_next(struct journal_reader *rd, struct record_view *ret_view);
+static uint64_t reader_offset(const struct journal_reader *rd);
+static int replay_newest_index(struct replay *rp);
+static int replay_journals(struct replay *rp);
+
+int journal_replay_all(struct io *io, int dir_fd, const uint8_t store_id[16], const struct journal_names *names,
+                       journal_apply apply, void *apply_ctx, struct journal_replay *replay, struct replay_result *ret_result,
+                       struct errtext *err)
+{
+    struct replay rp = {.names = names, .apply = apply, .apply_ctx = apply_ctx, .out = replay, .err = err};
+    int r;
+
+    r = reader_init(&rp.reader, io, dir_fd, store_id);
+    if (r < 0)
+        return errtext(err, r, "journal: no memory to read it");
+    replay->corrupt_records += names->ignored;
+    r = replay_newest_index(&rp);
+    if (r == 0)
+        r = replay_journals(&rp);
+    reader_fini(&rp.reader);
+    if (r < 0)
+        return r;
+    replay->last_seq = rp.next_seq > 0 ? rp.next_seq - 1 : 0;
+    if (replay->last_seq < replay->end.last_seq)
+        replay->corrupt_records++; /* the checkpoint holds states the journal no longer explains */
+    replay->clean = replay->found_index && replay->end.clean && replay->last_seq == replay->end.last_seq;
+    *ret_result = rp.result;
+    return 0;
+}
+
+/* ---- checkpoint ---- */
+
+/* Counts what the record holds; true when it is END. -EBADMSG: END elsewhere than last and alone. */
+static int index_judge_record(const struct record_view *view, struct end_image *counted, struct end_image *ret_end,
+                              bool *ret_ended)
+{
+    struct entry_view entry;
+    uint32_t offset = 0, count = 0;
+    int r;
+
+    if (*ret_ended)
+        return -EBADMSG;
+    while ((r = entry_next(view, &offset, &entry)) == 0) {
+        count++;
+        counted->nodes += entry.type == ENTRY_NODE;
+        counted->names += entry.type == ENTRY_NAME;
+        if (entry.type == ENTRY_END) {
+            *ret_end = entry.end;
+            *ret_ended = true;
+        }
+    }
+    if (r != -ENODATA)
+        return r;
+    return *ret_ended && count != 1 ? -EBADMSG : 0;
+}
+
+/* Reads all of it and applies nothing. -EBADMSG: not one to believe. */
+static int index_judge(struct replay *rp, uint32_t no, struct end_image *ret_end)
+{
+    struct end_image counted = {0};
+    struct record_view view;
+    bool ended = false;
+    int r;
+
+    r = reader_open_expected(&rp->reader, true, no);
+    if (r < 0)
+        return r;
+    while ((r = reader_next(&rp->reader, &view)) == 0) {
+        r = index_judge_record(&view, &counted, ret_end, &ended);
+        if (r < 0)
+            return r;
+    }
+    rp->out->read_bytes += reader_offset(&rp->reader);
+    if (r != -ENODATA)
+        return r;
+    if (!ended)
+        return -EBADMSG;
+    return counted.nodes == ret_end->nodes && counted.names == ret_end->names ? 0 : -EBADMSG;
+}
+
+static int replay_record(struct replay *rp, const struct record_view *view)
+{
+    struct entry_view entry;
+    uint32_t offset = 0;
+    int r;
+
+    while ((r = entry_next(view, &offset, &entry)) == 0) {
+        rp->out->entries++;
+        r = rp->apply(rp->apply_ctx, &entry);
+        if (r < 0)
+            return errtext(rp->err, r, "journal: applying record %llu", (unsigned long long)view->seq);
+    }
+    return r == -ENODATA ? 0 : r;
+}
+
+static int index_apply(struct replay *rp, uint32_t no)
+{
+    struct record_view view;
+    int r;
+
+    r = reader_open_expected(&rp->reader, true, no);
+    while (r == 0) {
+        r = reader_next(&rp->reader, &view);
+        if (r < 0)
+            break;
+        rp->out->index_records++;
+        r = replay_record(rp, &view);
+        if (r < 0)
+            return r;
+    }
+    rp->out->read_bytes += reader_offset(&rp->reader);
+    return r == -ENODATA ? 0 : r;
+}
+
+static int replay_newest_index(struct replay *rp)
+{
+    int r = -EBADMSG;
+
+    rp->reader.check_entries = false; /* index_judge walks them all before one is applied */
+    for (size_t i = rp->names->index_count; i-- > 0;) {
+        uint32_t no = rp->names->indexes[i];
+        struct end_image end;
+
+        r = index_judge(rp, no, &end);
+        if (r == -EBADMSG) {
+            rp->out->corrupt_records++;
+            continue;
+        }
+        if (r < 0)
+            return errtext(rp->err, r, "index-%08x: reading: %s", no, strerror(-r));
+        rp->out->found_index = true;
+        rp->out->end = end;
+        rp->result.index_no = no;
+        rp->result.replay_from_no = (uint32_t)rp->reader.header.replay_from_no;
+        rp->result.index_bytes = rp->reader.file_bytes;
+        rp->next_seq = end.last_seq + 1;
+        r = index_apply(rp, no);
+        if (r == -EBADMSG)
+            rp->out->corrupt_records++; /* changed between two reads: what came before stays applied */
+        return r == -EBADMSG ? 0 : r;
+    }
+    return 0;
+}
+
+/* ---- journal files ---- */
+
+/* Is there a valid record of what should follow, behind bytes that are not? */
+static int journal_find_later(struct journal_reader *rd, bool *ret_found)
+{
+    uint64_t budget_bytes = FIND_BUDGET_BYTES;
+    uint64_t offset = reader_offset(rd);
+    uint64_t end = MIN(rd->file_bytes, offset + FIND_BYTES_MAX);
+    int r;
+
+    *ret_found = false;
+    while (offset < end && !*ret_found && budget_bytes > DISK_RECORD_HEADER_BYTES) {
+        size_t got, at;
+
+        r = io_read_upto(rd->io, rd->fd, rd->window, WINDOW_BYTES, offset, &got);
+        if (r < 0)
+            return r;
+        *ret_found = record_find(rd->window, got, rd->next_seq, rd->seed, &budget_bytes, &at);
+        if (got < WINDOW_BYTES)
+            break;
+        offset += WINDOW_BYTES / 2; /* a record over the window's end is whole in the next */
+    }
+    return 0;
+}
+
+static bool journal_holds_end(const struct record_view *view)
+{
+    struct entry_view entry;
+    uint32_t offset = 0;
+
+    while (entry_next(view, &offset, &entry) == 0) {
+        if (entry.type == ENTRY_END)
+            return true;
+    }
+    return false;
+}
+
+static int replay_one_journal(struct replay *rp, uint32_t no)
+{
+    struct journal_reader *rd = &rp->reader;
+    struct record_view view;
+    bool found = false;
+    int r;
+
+    while ((r = reader_next(rd, &view)) == 0) {
+        if (journal_holds_end(&view)) {
+            rp->out->corrupt_records++; /* no daemon writes that; what follows is as little to be believed */
+            return 0;
+        }
+        r = replay_record(rp, &view);
+        if (r < 0)
+            return r;
+        rp->out->journal_records++;
+        rp->next_seq = view.seq + 1;
+    }
+    rp->out->read_bytes += reader_offset(rd);
+    rp->result.journal_bytes += reader_offset(rd);
+    if (r == -ENODATA)
+        return 0;
+    if (r == -EBADMSG) {
+        rp->out->torn_bytes += rd->file_bytes - MIN(rd->file_bytes, reader_offset(rd));
+        r = journal_find_later(rd, &found);
+        rp->out->corrupt_records += found;
+    }
+    return r < 0 ? errtext(rp->err, r, "journal-%08x: reading: %s", no, strerror(-r)) : 0;
+}
+
+/* Does the open file go on from what was applied? Sets where the history starts at its first file. */
+static bool replay_continues(struct replay *rp, uint32_t no)
+{
+    uint64_t first_seq = rp->reader.header.first_seq;
+
+    if (!rp->out->found_index && rp->next_seq == 0) {
+        rp->next_seq = first_seq;
+        if (first_seq != 1)
+            rp->out->corrupt_records++; /* the checkpoint is lost; entries set states, so the rest still helps */
+    }
+    /* The checkpoint was begun with this file: it may hold states newer than the file's first record. */
+    if (rp->out->found_index && no == rp->result.replay_from_no && first_seq <= rp->out->end.last_seq + 1)
+        rp->next_seq = first_seq;
+    return first_seq == rp->next_seq;
+}
+
+static int replay_journals(struct replay *rp)
+{
+    bool start_seen = !rp->out->found_index;
+    int r;
+
+    rp->reader.check_entries = true;
+    for (size_t i = 0; i < rp->names->journal_count; i++) {
+        uint32_t no = rp->names->journals[i];
+
+        if (no < rp->result.replay_from_no)
+            continue;
+        r = reader_open_expected(&rp->reader, false, no);
+        if (r == -ENODATA) { /* made, then cut off before its header: it never held anything */
+            rp->out->torn_bytes += rp->reader.file_bytes;
+            continue;
+        }
+        if (r < 0 && r != -EBADMSG)
+            return errtext(rp->err, r, "journal-%08x: opening: %s", no, strerror(-r));
+        if (r == 0)
+            rp->result.journal_no = no;
+        if (r == -EBADMSG || !replay_continues(rp, no)) {
+            rp->out->corrupt_records++;
+            continue;
+        }
+        start_seen |= no == rp->result.replay_from_no;
+        r = replay_one_journal(rp, no);
+        if (r < 0)
+            return r;
+    }
+    rp->out->corrupt_records += !start_seen;
+    rp->result.journal_no = MAX(rp->result.journal_no, rp->result.replay_from_no);
+    return 0;
+}
+
+/* ---- one file, record by record ---- */
+
+static int reader_init(struct journal_reader *rd, struct io *io, int dir_fd, const uint8_t store_id[16])
+{
+    *rd = (struct journal_reader){.io = io, .dir_fd = dir_fd, .store_id = store_id, .fd = -1, .check_entries = true};
+    rd->window = malloc(WINDOW_BYTES);
+    return rd->window ? 0 : -ENOMEM;
+}
+
+static void reader_fini(struct journal_reader *rd)
+{
+    io_close(rd->io, rd->fd);
+    free(rd->window);
+    *rd = (struct journal_reader){.fd = -1};
+}
+
+int journal_open_regular(struct io *io, int dir_fd, const char *name, int *ret_fd, struct stat *ret_st)
+{
+    int fd, r;
+
+    fd = io_open(io, dir_fd, name, O_RDONLY | O_NONBLOCK, 0); /* NONBLOCK: a FIFO under our name must not hold us */
+    if (fd == -ELOOP || fd == -ENXIO || fd == -ENOENT || fd == -EACCES)
+        return -EBADMSG;
+    if (fd < 0)
+        return fd;
+    r = io_stat(io, fd, ret_st);
+    if (r == 0 && !S_ISREG(ret_st->st_mode))
+        r = -EBADMSG;
+    if (r < 0) {
+        io_close(io, fd);
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+/* Makes at least `bytes` available from the cursor on, if the file has them. */
+static int reader_fill(struct journal_reader *rd, size_t bytes)
+{
+    size_t got;
+    int r;
+
+    assert(bytes <= WINDOW_BYTES);
+    if (rd->window_used - rd->cursor >= bytes)
+        return 0;
+    memmove(rd->window, rd->window + rd->cursor, rd->window_used - rd->cursor);
+    rd->window_offset += rd->cursor;
+    rd->window_used -= rd->cursor;
+    rd->cursor = 0;
+    r = io_read_upto(rd->io, rd->fd, rd->window + rd->window_used, WINDOW_BYTES - rd->window_used,
+                     rd->window_offset + rd->window_used, &got);
+    if (r < 0)
+        return r;
+    rd->window_used += got;
+    return 0;
+}
+
+static bool bytes_are_zero(const uint8_t *bytes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (bytes[i] != 0)
+            return false;
+    }
+    return true;
+}
+
+/* -ENODATA: it ends before its header does, or the header was never written. -EBADMSG: not a file of this store. */
+static int reader_open(struct journal_reader *rd, const char *name)
+{
+    struct stat st;
+    int fd, r;
+
+    io_close(rd->io, rd->fd);
+    rd->fd = -1;
+    rd->window_used = 0;
+    rd->cursor = 0;
+    rd->window_offset = 0;
+    r = journal_open_regular(rd->io, rd->dir_fd, name, &fd, &st);
+    if (r < 0)
+        return r;
+    rd->fd = fd;
+    rd->file_bytes = (uint64_t)st.st_size;
+    r = reader_fill(rd, DISK_JOURNAL_HEADER_BYTES);
+    if (r < 0)
+        return r;
+    if (rd->window_used < DISK_JOURNAL_HEADER_BYTES || bytes_are_zero(rd->window, DISK_JOURNAL_HEADER_BYTES))
+        return -ENODATA;
+    r = format_journal_header_unpack(rd->window, &rd->header);
+    if (r < 0)
+        return r;
+    if (memcmp(rd->header.store_id, rd->store_id, sizeof(rd->header.store_id)) != 0)
+        return -EBADMSG;
+    rd->cursor = DISK_JOURNAL_HEADER_BYTES;
+    rd->seed = format_journal_seed(&rd->header);
+    rd->next_seq = rd->header.first_seq;
+    return 0;
+}
+
+static int reader_open_expected(struct journal_reader *rd, bool is_index, uint32_t no)
+{
+    char name[FORMAT_NAME_BYTES];
+    int r;
+
+    format_name(name, is_index ? INDEX_PREFIX : JOURNAL_PREFIX, no);
+    r = reader_open(rd, name);
+    if (r == -EPROTONOSUPPORT)
+        return -EBADMSG; /* the superblock is ours, so a newer daemon did not write this */
+    if (r == -ENODATA && is_index)
+        return -EBADMSG; /* renamed into place only when whole */
+    if (r < 0)
+        return r;
+    if (rd->header.is_index != is_index || rd->header.file_no != no)
+        return -EBADMSG;
+    if (no > JOURNAL_NO_MAX || rd->header.replay_from_no > JOURNAL_NO_MAX)
+        return -EBADMSG;
+    return !is_index || rd->header.first_seq == 1 ? 0 : -EBADMSG;
+}
+
+static uint64_t reader_offset(const struct journal_reader *rd)
+{
+    return rd->window_offset + rd->cursor;
+}
+
+/* -ENODATA at the exact end; -EBADMSG: the bytes here are no valid record, and the cursor stays on them. */
+static int reader_next(struct journal_reader *rd, struct record_view *ret_view)
+{
+    uint32_t claimed_bytes;
+    int r;
+
+    r = reader_fill(rd, DISK_RECORD_HEADER_BYTES);
+    if (r < 0)
+        return r;
+    if (rd->window_used == rd->cursor)
+        return -ENODATA;
+    claimed_bytes = record_claimed_bytes(rd->window + rd->cursor, rd->window_used - rd->cursor);
+    if (claimed_bytes == 0)
+        return -EBADMSG;
+    r = reader_fill(rd, claimed_bytes);
+    if (r < 0)
+        return r;
+    r = record_parse(rd->window + rd->cursor, rd->window_used - rd->cursor, rd->next_seq, rd->seed, ret_view);
+    if (r == 0 && rd->check_entries)
+        r = record_check(ret_view);
+    if (r < 0)
+        return r;
+    rd->cursor += ret_view->total_bytes;
+    rd->next_seq++;
+    return 0;
+}
+
+static int walk_records(struct journal_reader *rd, journal_visit visit, void *ctx, uint64_t *ret_bad_offset)
+{
+    struct record_view view;
+    uint64_t offset = reader_offset(rd);
+    int r;
+
+    while ((r = reader_next(rd, &view)) == 0) {
+        r = visit(ctx, offset, &view);
+        if (r < 0)
+            return r;
+        offset = reader_offset(rd);
+    }
+    if (r != -ENODATA && r != -EBADMSG)
+        return r;
+    *ret_bad_offset = r == -ENODATA ? UINT64_MAX : offset;
+    return 0;
+}
+
+int journal_walk_file(struct io *io, int dir_fd, const char *name, const uint8_t store_id[16], journal_visit visit, void *ctx,
+                      struct journal_header *ret_header, uint64_t *ret_bad_offset, struct errtext *err)
+{
+    struct journal_reader rd;
+    uint32_t no = 0;
+    int r;
+
+    r = reader_init(&rd, io, dir_fd, store_id);
+    if (r < 0)
+        return errtext(err, r, "%s: no memory to read it", name);
+    r = reader_open(&rd, name);
+    if (r == 0 && !format_name_parse(name, rd.header.is_index ? INDEX_PREFIX : JOURNAL_PREFIX, &no))
+        r = -EBADMSG;
+    if (r == 0 && no != rd.header.file_no)
+        r = -EBADMSG;
+    if (r == -ENODATA)
+        r = -EBADMSG;
+    if (r < 0) {
+        reader_fini(&rd);
+        return errtext(err, r, "%s: %s", name, r == -EBADMSG ? "its header is not this store's" : strerror(-r));
+    }
+    *ret_header = rd.header;
+    r = walk_records(&rd, visit, ctx, ret_bad_offset);
+    if (r < 0)
+        (void)errtext(err, r, "%s: at %llu: %s", name, (unsigned long long)reader_offset(&rd), strerror(-r));
+    reader_fini(&rd);
+    return r;
+}
+
+/* ---- the directory ---- */
+
+void journal_names_fini(struct journal_names *names)
+{
+    free(names->journals);
+    free(names->indexes);
+    *names = (struct journal_names){0};
+}
+
+static int no_compare(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static int names_push(struct journal_names *names, uint32_t **list, size_t *count, uint32_t no)
+{
+    if (*count == JOURNAL_FILES_MAX) {
+        names->ignored++;
+        return 0;
+    }
+    if ((*count & (*count - 1)) == 0) { /* a power of two, or none: full */
+        uint32_t *larger = realloc(*list, MAX(*count * 2, (size_t)1) * sizeof(*larger));
+
+        if (!larger)
+            return -ENOMEM;
+        *list = larger;
+    }
+    (*list)[(*count)++] = no;
+    return 0;
+}
+
+static bool name_is_leftover(const char *name)
+{
+    size_t bytes = strlen(name);
+
+    return bytes > 4 && strcmp(name + bytes - 4, ".tmp") == 0;
+}
+
+static int names_take(struct journal_names *names, struct io *io, int dir_fd, bool read_only, const char *name)
+{
+    uint32_t no;
+
+    if (format_name_parse(name, JOURNAL_PREFIX, &no))
+        return names_push(names, &names->journals, &names->journal_count, no);
+    if (format_name_parse(name, INDEX_PREFIX, &no))
+        return names_push(names, &names->indexes, &names->index_count, no);
+    if (!read_only && name_is_leftover(name))
+        (void)io_unlink(io, dir_fd, name); /* it may be a directory, or stay: nothing reads it */
+    return 0;
+}
+
+int journal_names_scan(struct io *io, int dir_fd, bool read_only, struct journal_names *ret_names)
+{
+    struct journal_names names = {0};
+    struct dirent *entry;
+    DIR *dir;
+    int fd, r = 0;
+
+    fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a cursor of our own */
+    if (fd < 0)
+        return -errno;
+    dir = fdopendir(fd);
+    if (!dir) {
+        r = -errno;
+        (void)close(fd); /* never read from */
+        return r;
+    }
+    for (errno = 0; r == 0 && (entry = readdir(dir)); errno = 0)
+        r = names_take(&names, io, dir_fd, read_only, entry->d_name);
+    if (r == 0 && errno != 0)
+        r = -errno;
+    (void)closedir(dir); /* only read */
+    if (r < 0) {
+        journal_names_fini(&names);
+        return r;
+    }
+    if (names.journal_count > 0)
+        qsort(names.journals, names.journal_count, sizeof(*names.journals), no_compare);
+    if (names.index_count > 0)
+        qsort(names.indexes, names.index_count, sizeof(*names.indexes), no_compare);
+    *ret_names = names;
+    return 0;
+}

@@ -1,0 +1,506 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * store_big: files of their own, big/XX/XXXXXXXXXXXXXXXX. What is in them is content.c's; here they are named,
+ * made, found, counted and removed.
+ *
+ * Ids rise for the life of the store, so at most one big/XX is growing at a time; a directory that empties
+ * behind it is removed, since 256 of them would be a megabyte of a small quota.
+ *
+ * Directories are trusted by what they were at mount (a link or a file in their place makes that XX unusable and
+ * its ids are passed over): the store is 0700 and locked, nobody else changes it afterwards.
+ *
+ * What may never happen: an id given out twice; a directory's growth that nobody reserved; a link followed.
+ */
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+
+#include "store_internal.h"
+
+#define BIG_NAME_DIGITS 16u
+#define BIG_ID_MAX (UINT64_MAX >> 1) /* larger ones found on disk are foreign: counting on from them could wrap */
+#define CREATE_TRIES_MAX 16u
+#define DIR_NAME_BYTES 8u
+
+/* ---- names ---- */
+
+static unsigned big_dir_index(uint64_t big_id)
+{
+    return (unsigned)(big_id >> 8) % BIG_DIR_COUNT;
+}
+
+static void big_dir_name(unsigned index, char out[DIR_NAME_BYTES])
+{
+    (void)snprintf(out, DIR_NAME_BYTES, "big/%02x", index & 0xff); /* always fits */
+}
+
+/* Only what format_big_name would write, in the directory it would write it to. */
+static bool big_name_parse(const char *name, unsigned dir_index, uint64_t *ret_id)
+{
+    uint64_t id = 0;
+
+    for (unsigned i = 0; i < BIG_NAME_DIGITS; i++) {
+        const char *digits = "0123456789abcdef";
+        const char *digit = name[i] ? strchr(digits, name[i]) : NULL;
+        if (!digit)
+            return false;
+        id = id << 4 | (uint64_t)(digit - digits);
+    }
+    if (name[BIG_NAME_DIGITS] != '\0' || id == 0 || id > BIG_ID_MAX)
+        return false;
+    *ret_id = id;
+    return big_dir_index(id) == dir_index;
+}
+
+/* ---- the set of ids the index pointed to ---- */
+
+static uint64_t *big_marked_slot(uint64_t *table, uint64_t size, uint64_t id)
+{
+    uint64_t i = (id * 0x9e3779b97f4a7c15ull) >> 20 & (size - 1);
+
+    while (table[i] != 0 && table[i] != id)
+        i = (i + 1) & (size - 1);
+    return &table[i];
+}
+
+static int big_marked_grow(struct store *st)
+{
+    uint64_t size = st->big_marked_size ? st->big_marked_size * 2 : 1024;
+    uint64_t *table = calloc(size, sizeof(*table));
+
+    if (!table)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < st->big_marked_size; i++) {
+        if (st->big_marked[i] != 0)
+            *big_marked_slot(table, size, st->big_marked[i]) = st->big_marked[i];
+    }
+    free(st->big_marked);
+    st->big_marked = table;
+    st->big_marked_size = size;
+    return 0;
+}
+
+static bool big_is_marked(struct store *st, uint64_t id)
+{
+    return st->big_marked && *big_marked_slot(st->big_marked, st->big_marked_size, id) == id;
+}
+
+static int big_mark(struct store *st, uint64_t id)
+{
+    int r;
+
+    if (st->big_marked_count * 2 >= st->big_marked_size) {
+        r = big_marked_grow(st);
+        if (r < 0)
+            return r;
+    }
+    *big_marked_slot(st->big_marked, st->big_marked_size, id) = id;
+    st->big_marked_count++;
+    return 0;
+}
+
+/* ---- at mount ---- */
+
+/* 1 and a descriptor, 0 if there is none, or -errno. *ret_foreign: something else has the name. */
+static int big_open_dir(struct store *st, const char *name, int *ret_fd, bool *ret_foreign)
+{
+    int fd = io_open(st->io, st->dir_fd, name, O_RDONLY | O_DIRECTORY | O_NONBLOCK, 0);
+
+    *ret_foreign = false;
+    if (fd == -ENOENT)
+        return 0;
+    if (fd == -ENOTDIR || fd == -ELOOP || fd == -EACCES) {
+        *ret_foreign = true;
+        return 0;
+    }
+    if (fd < 0)
+        return fd;
+    *ret_fd = fd;
+    return 1;
+}
+
+typedef void (*big_visit)(struct store *st, uint64_t big_id, uint64_t *count);
+
+static int big_for_each(struct store *st, unsigned index, big_visit visit, uint64_t *count)
+{
+    char name[DIR_NAME_BYTES];
+    struct dirent *entry;
+    bool foreign;
+    int fd, r;
+    DIR *dir;
+
+    big_dir_name(index, name);
+    r = big_open_dir(st, name, &fd, &foreign);
+    st->big_dirs[index].foreign = foreign;
+    st->big_dirs[index].exists = r == 1;
+    if (r <= 0)
+        return r;
+    dir = fdopendir(fd);
+    if (!dir) {
+        r = -errno;
+        io_close(st->io, fd);
+        return r;
+    }
+    for (;;) {
+        uint64_t id;
+        errno = 0;
+        entry = readdir(dir);
+        if (!entry)
+            break;
+        if (big_name_parse(entry->d_name, index, &id))
+            visit(st, id, count);
+    }
+    r = -errno;
+    (void)closedir(dir); /* only read */
+    return r;
+}
+
+static void big_visit_found(struct store *st, uint64_t big_id, uint64_t *count)
+{
+    st->next_big_id = MAX(st->next_big_id, big_id + 1);
+    (*count)++;
+}
+
+int store_big_scan(struct store *st, struct errtext *err)
+{
+    uint64_t reserved = 0, found = 0;
+    int fd = -1;
+    int r;
+
+    r = big_open_dir(st, "big", &fd, &st->big_foreign);
+    if (r < 0)
+        return errtext(err, r, "big: %s", strerror(-r));
+    if (r == 0)
+        return 0;
+    st->big_exists = true;
+    st->big_entry_unsynced = true; /* as are those below: who made them may have been killed before the sync */
+    store_settle_dir(st, store_dir_bytes(st, fd), &st->big_charged_bytes, &reserved);
+    io_close(st->io, fd);
+    for (unsigned i = 0; i < BIG_DIR_COUNT; i++) {
+        char name[DIR_NAME_BYTES];
+        bool foreign;
+
+        r = big_for_each(st, i, big_visit_found, &found);
+        if (r < 0)
+            return errtext(err, r, "big/%02x: %s", i, strerror(-r));
+        if (!st->big_dirs[i].exists)
+            continue;
+        st->big_dirs[i].entry_unsynced = true;
+        big_dir_name(i, name);
+        if (big_open_dir(st, name, &fd, &foreign) == 1) {
+            store_settle_dir(st, store_dir_bytes(st, fd), &st->big_dirs[i].charged_bytes, &reserved);
+            io_close(st->io, fd);
+        }
+    }
+    return 0;
+}
+
+int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, uint64_t *ret_disk_bytes)
+{
+    uint64_t disk_bytes;
+    struct stat stat;
+    int fd = -1;
+    int r;
+
+    CHECK_OBJ(st, STORE_MAGIC);
+    assert(!st->ready);
+    if (big_id == 0 || big_id > BIG_ID_MAX)
+        return -ENOENT;
+    if (big_is_marked(st, big_id))
+        return -EBADMSG; /* two values in one file: the index is wrong about one of them */
+    st->next_big_id = MAX(st->next_big_id, big_id + 1);
+    r = store_big_open(st, big_id, false, &fd);
+    if (r < 0)
+        return r == -ELOOP || r == -ENXIO || r == -ENOTDIR ? -ENOENT : r;
+    r = io_stat(st->io, fd, &stat);
+    io_close(st->io, fd);
+    if (r < 0)
+        return r;
+    r = big_mark(st, big_id);
+    if (r < 0)
+        return r;
+    disk_bytes = (uint64_t)stat.st_blocks * ST_BLOCK_BYTES;
+    store_charge(st, disk_bytes);
+    atomic_fetch_add(&st->big_bytes, disk_bytes);
+    st->big_count++;
+    st->big_dirs[big_dir_index(big_id)].file_count++;
+    *ret_size_bytes = (uint64_t)stat.st_size;
+    *ret_disk_bytes = disk_bytes;
+    return 0;
+}
+
+static void big_visit_orphan(struct store *st, uint64_t big_id, uint64_t *count)
+{
+    char name[FORMAT_NAME_BYTES];
+
+    if (big_is_marked(st, big_id))
+        return;
+    format_big_name(name, big_id);
+    if (io_unlink(st->io, st->dir_fd, name) == 0)
+        (*count)++; /* what cannot be removed (a directory of that name) is no file of ours */
+}
+
+/* Removes big/XX when nothing of ours is left in it and no new file is about to come. */
+static void big_trim_dir_locked(struct store *st, unsigned index)
+{
+    struct big_dir *dir = &st->big_dirs[index];
+    char name[DIR_NAME_BYTES];
+
+    lock_assert_held(&st->dirs_lock);
+    if (!dir->exists || dir->file_count > 0 || big_dir_index(st->next_big_id) == index)
+        return;
+    big_dir_name(index, name);
+    if (io_rmdir(st->io, st->dir_fd, name) < 0)
+        return; /* something foreign is in it: it stays, and stays charged */
+    dir->exists = false;
+    dir->entry_unsynced = false;
+    store_uncharge(st, dir->charged_bytes);
+    dir->charged_bytes = 0;
+}
+
+uint64_t store_big_remove_orphans(struct store *st)
+{
+    uint64_t removed = 0;
+
+    for (unsigned i = 0; i < BIG_DIR_COUNT; i++) {
+        if (!st->big_dirs[i].exists)
+            continue;
+        (void)big_for_each(st, i, big_visit_orphan, &removed); /* what is left takes space, and is tried at the next mount */
+        lock_take(&st->dirs_lock);
+        big_trim_dir_locked(st, i);
+        lock_give(&st->dirs_lock);
+    }
+    return removed;
+}
+
+/* ---- files ---- */
+
+static int big_make_dir(struct store *st, const char *name, bool *exists, bool *entry_unsynced, uint64_t *charged_bytes,
+                        uint64_t *reserved_bytes)
+{
+    int fd, r;
+
+    if (*exists)
+        return 0;
+    r = io_mkdir(st->io, st->dir_fd, name, 0700);
+    if (r < 0 && r != -EEXIST)
+        return r;
+    fd = io_open(st->io, st->dir_fd, name, O_RDONLY | O_DIRECTORY, 0);
+    if (fd < 0)
+        return fd;
+    *exists = true;
+    *entry_unsynced = true;
+    store_settle_dir(st, store_dir_bytes(st, fd), charged_bytes, reserved_bytes);
+    io_close(st->io, fd);
+    return 0;
+}
+
+/* Takes the next id and counts its file in, so that its directory stays. */
+static int big_take_id_locked(struct store *st, uint64_t *reserved_bytes, uint64_t *ret_id)
+{
+    char name[DIR_NAME_BYTES];
+    struct big_dir *dir;
+    int r;
+
+    lock_assert_held(&st->dirs_lock);
+    if (st->big_foreign)
+        return -ENOTDIR;
+    for (unsigned i = 0; i < BIG_DIR_COUNT && st->big_dirs[big_dir_index(st->next_big_id)].foreign; i++)
+        st->next_big_id = (st->next_big_id | 0xff) + 1;
+    dir = &st->big_dirs[big_dir_index(st->next_big_id)];
+    if (dir->foreign)
+        return -ENOTDIR;
+    r = big_make_dir(st, "big", &st->big_exists, &st->big_entry_unsynced, &st->big_charged_bytes, reserved_bytes);
+    if (r < 0)
+        return r;
+    big_dir_name(big_dir_index(st->next_big_id), name);
+    r = big_make_dir(st, name, &dir->exists, &dir->entry_unsynced, &dir->charged_bytes, reserved_bytes);
+    if (r < 0)
+        return r;
+    dir->file_count++;
+    st->big_count++;
+    *ret_id = st->next_big_id++;
+    /* The directory just left behind may have emptied while it was the growing one. */
+    if (big_dir_index(*ret_id - 1) != big_dir_index(*ret_id))
+        big_trim_dir_locked(st, big_dir_index(*ret_id - 1));
+    return 0;
+}
+
+static void big_forget(struct store *st, uint64_t big_id)
+{
+    struct big_dir *dir = &st->big_dirs[big_dir_index(big_id)];
+
+    lock_take(&st->dirs_lock);
+    assert(dir->file_count > 0);
+    assert(st->big_count > 0);
+    dir->file_count--;
+    st->big_count--;
+    big_trim_dir_locked(st, big_dir_index(big_id));
+    lock_give(&st->dirs_lock);
+}
+
+/* Charges what the new name made the directories grow by. */
+static void big_settle_dirs(struct store *st, uint64_t big_id, uint64_t *reserved_bytes)
+{
+    unsigned index = big_dir_index(big_id);
+    char name[DIR_NAME_BYTES];
+    bool foreign;
+    int fd;
+
+    big_dir_name(index, name);
+    if (big_open_dir(st, name, &fd, &foreign) != 1)
+        return;
+    lock_take(&st->dirs_lock);
+    store_settle_dir(st, store_dir_bytes(st, fd), &st->big_dirs[index].charged_bytes, reserved_bytes);
+    lock_give(&st->dirs_lock);
+    io_close(st->io, fd);
+}
+
+static int big_create_one(struct store *st, uint64_t *reserved_bytes, uint64_t *ret_big_id, int *ret_fd)
+{
+    char name[FORMAT_NAME_BYTES];
+    uint64_t big_id;
+    int fd, r;
+
+    lock_take(&st->dirs_lock);
+    r = big_take_id_locked(st, reserved_bytes, &big_id);
+    lock_give(&st->dirs_lock);
+    if (r < 0)
+        return r;
+    format_big_name(name, big_id);
+    fd = io_open(st->io, st->dir_fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (fd < 0) {
+        big_forget(st, big_id);
+        return fd;
+    }
+    *ret_big_id = big_id;
+    *ret_fd = fd;
+    return 0;
+}
+
+int store_big_create(struct store *st, uint64_t *ret_big_id, int *ret_fd)
+{
+    /* big/, big/XX, and the growth of the one by a new name */
+    uint64_t reserved = (uint64_t)(2 + DIR_GROWTH_BLOCKS) * st->block_bytes;
+    int r;
+
+    CHECK_OBJ(st, STORE_MAGIC);
+    if (st->opts.read_only)
+        return -EROFS;
+    r = quota_reserve(st->quota, reserved);
+    if (r < 0)
+        return r;
+    r = -EEXIST;
+    for (unsigned tries = 0; tries < CREATE_TRIES_MAX && r == -EEXIST; tries++)
+        r = big_create_one(st, &reserved, ret_big_id, ret_fd);
+    if (r == 0)
+        big_settle_dirs(st, *ret_big_id, &reserved);
+    quota_release(st->quota, reserved);
+    return r;
+}
+
+int store_big_open(struct store *st, uint64_t big_id, bool writable, int *ret_fd)
+{
+    char name[FORMAT_NAME_BYTES];
+    struct stat stat;
+    int fd, r;
+
+    CHECK_OBJ(st, STORE_MAGIC);
+    if (writable && st->opts.read_only)
+        return -EROFS;
+    if (st->big_foreign || st->big_dirs[big_dir_index(big_id)].foreign)
+        return -ENOENT;
+    format_big_name(name, big_id);
+    fd = io_open(st->io, st->dir_fd, name, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK, 0);
+    if (fd < 0)
+        return fd;
+    r = io_stat(st->io, fd, &stat);
+    if (r == 0 && !S_ISREG(stat.st_mode))
+        r = -ENOENT;
+    if (r < 0) {
+        io_close(st->io, fd);
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+int store_big_unlink(struct store *st, uint64_t big_id, uint64_t disk_bytes, bool still_open)
+{
+    char name[FORMAT_NAME_BYTES];
+    uint64_t before;
+    int r;
+
+    CHECK_OBJ(st, STORE_MAGIC);
+    if (st->opts.read_only)
+        return -EROFS;
+    format_big_name(name, big_id);
+    r = io_unlink(st->io, st->dir_fd, name);
+    if (r < 0 && r != -ENOENT)
+        return r;
+    before = atomic_fetch_sub(&st->big_bytes, disk_bytes);
+    assert(before >= disk_bytes);
+    before = atomic_fetch_sub(&st->charged_bytes, disk_bytes);
+    assert(before >= disk_bytes);
+    if (!still_open)
+        quota_release(st->quota, disk_bytes);
+    big_forget(st, big_id);
+    return 0;
+}
+
+void store_big_settle(struct store *st, uint64_t old_bytes, uint64_t new_bytes, uint64_t reserved_bytes)
+{
+    uint64_t held = old_bytes + reserved_bytes; /* charged to the quota so far */
+
+    CHECK_OBJ(st, STORE_MAGIC);
+    atomic_fetch_add(&st->big_bytes, new_bytes - old_bytes); /* modulo 2^64: also when it shrank */
+    atomic_fetch_add(&st->charged_bytes, new_bytes - old_bytes);
+    if (new_bytes > held)
+        quota_charge(st->quota, new_bytes - held);
+    else
+        quota_release(st->quota, held - new_bytes);
+}
+
+static int big_sync_dir(struct store *st, const char *name)
+{
+    int fd = io_open(st->io, st->dir_fd, name, O_RDONLY | O_DIRECTORY, 0);
+    int r;
+
+    if (fd < 0)
+        return fd;
+    r = io_sync_dir(st->io, fd);
+    io_close(st->io, fd);
+    return r;
+}
+
+/* The flags fall only after the sync: two callers at once sync twice, neither returns early. */
+int store_big_sync_entry(struct store *st, uint64_t big_id)
+{
+    unsigned index = big_dir_index(big_id);
+    char name[DIR_NAME_BYTES];
+    bool sync_big, sync_top;
+    int r;
+
+    CHECK_OBJ(st, STORE_MAGIC);
+    big_dir_name(index, name);
+    r = big_sync_dir(st, name);
+    if (r < 0)
+        return r;
+    lock_take(&st->dirs_lock);
+    sync_big = st->big_dirs[index].entry_unsynced;
+    sync_top = st->big_entry_unsynced;
+    lock_give(&st->dirs_lock);
+    if (sync_big)
+        r = big_sync_dir(st, "big");
+    if (r == 0 && sync_top)
+        r = io_sync_dir(st->io, st->dir_fd);
+    if (r < 0)
+        return r;
+    lock_take(&st->dirs_lock);
+    if (sync_big)
+        st->big_dirs[index].entry_unsynced = false;
+    if (sync_top)
+        st->big_entry_unsynced = false;
+    lock_give(&st->dirs_lock);
+    return 0;
+}
