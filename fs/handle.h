@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * handle: what fi->fh points to, and how each open of a node does its I/O.
+ *
+ * The kernel wants all opens of an inode to agree (fs/fuse/iomode.c):
+ *   CACHED   through its page cache, filled by READ         not while a backed open exists
+ *   BACKED   passthrough: read, write and mmap on the backing file itself
+ *   MIXED    passthrough|direct_io: read and write come to us, mmap goes to the backing file
+ *   DIRECT   never for stored files; virtual files only     not while a backed open exists
+ * and all backed opens of an inode at a time share one backing file. So:
+ *   node has cached opens     → CACHED
+ *   node has backed opens     → BACKED for a reader of the same file, else MIXED
+ *   no opens, reader, raw big → BACKED;  else CACHED
+ * A writer in MIXED writes through the engine, in place (content.h), so backed readers see it and the quota
+ * counts it.
+ *
+ * Invariant H1: a backing id lives exactly as long as the node has backed opens.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fs/fs.h"
+#include "fs/text.h"
+
+enum handle_mode { HANDLE_CACHED, HANDLE_BACKED, HANDLE_MIXED };
+
+struct handle {
+    uint32_t magic;
+    uint32_t kind;             /* (c) enum virtual_kind; VIRTUAL_NONE for a stored file or directory */
+    uint64_t node;             /* (c) */
+    struct larder_file *file;  /* (c) a stored file, or NULL */
+    struct larder_dir *dir;    /* (c) a stored directory, or NULL */
+    enum handle_mode mode;     /* (c) of a file */
+    bool writable;             /* (c) */
+    struct text text;          /* (c) snapshot of a virtual file */
+    _Atomic uint64_t shift;    /* (a) events: position less file offset */
+};
+
+struct handles;
+
+int handles_new(struct handles **ret_handles);
+void handles_free(struct handles *hs); /* NULL is fine */
+
+int handle_new(uint64_t node, struct handle **ret_handle);
+void handle_free(struct handle *h); /* NULL is fine; closes what it holds */
+struct handle *handle_from(const struct fuse_file_info *fi);
+
+/* Whether any file handle of the node is open. From any thread, with any lock of the engine's held. */
+bool handle_node_is_open(struct handles *hs, uint64_t node);
+/* Enters h (whose file is open) in the table and decides h->mode; sets fi for the reply. backing_fd: -1 or a
+ * descriptor a reader may be handed. The request is needed to register it. */
+int handle_enter(struct fs *fs, fuse_req_t req, struct handle *h, int backing_fd, struct fuse_file_info *fi);
+/* Before the handle is freed. */
+void handle_leave(struct fs *fs, fuse_req_t req, struct handle *h);
+/* Whether an open for reading could be backed now: saves asking the engine for a descriptor. */
+bool handle_may_be_backed(struct handles *hs, uint64_t node);

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * mountpoint: every reason not to mount, each with a message that says what to do. A dead larder mount
+ * ("transport endpoint is not connected") is cleared; nothing else is ever unmounted here.
+ */
+#include "fs/mountpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fs/fs.h"
+#include "fs/log.h"
+#include "fs/options.h"
+
+#define MOUNTPOINT_DEAD_MAX 16 /* dead mounts stacked on one directory that we clear */
+#define KERNEL_MAJOR_MIN 5
+#define KERNEL_MINOR_MIN 4
+
+extern char **environ;
+
+static int mountpoint_fail(char *err, int r, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static int mountpoint_fail(char *err, int r, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    (void)vsnprintf(err, MOUNTPOINT_ERROR_BYTES, format, args);
+    va_end(args);
+    return r;
+}
+
+int mountpoint_absolute(const char *path, char **ret_path)
+{
+    _cleanup_free_ char *copy = strdup(path), *parent = NULL;
+    char *slash, *base;
+    size_t bytes;
+
+    if (!copy)
+        return -ENOMEM;
+    bytes = strlen(copy);
+    while (bytes > 1 && copy[bytes - 1] == '/')
+        copy[--bytes] = '\0';
+    slash = strrchr(copy, '/');
+    base = slash ? slash + 1 : copy;
+    if (!*base || strcmp(base, ".") == 0 || strcmp(base, "..") == 0) {
+        *ret_path = realpath(copy, NULL);
+        return *ret_path ? 0 : -errno;
+    }
+    if (slash)
+        *slash = '\0';
+    parent = realpath(slash ? (slash == copy ? "/" : copy) : ".", NULL);
+    if (!parent)
+        return -errno;
+    if (asprintf(ret_path, "%s/%s", strcmp(parent, "/") == 0 ? "" : parent, base) < 0)
+        return -ENOMEM;
+    return 0;
+}
+
+/* mountinfo writes blanks and backslashes as \ooo. In place. */
+static void mountpoint_unescape(char *text)
+{
+    char *out = text;
+
+    for (const char *p = text; *p; p++) {
+        if (p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] && p[3]) {
+            *out++ = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
+            p += 3;
+        } else {
+            *out++ = *p;
+        }
+    }
+    *out = '\0';
+}
+
+struct mountpoint_entry {
+    char device[MOUNTPOINT_DEVICE_BYTES], type[64];
+};
+
+/* The topmost mount exactly at path; false when there is none. */
+static bool mountpoint_find(const char *path, struct mountpoint_entry *ret_entry)
+{
+    _cleanup_free_ char *line = NULL;
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+    size_t line_bytes = 0;
+    bool found = false;
+
+    if (!f)
+        return false;
+    while (getline(&line, &line_bytes, f) > 0) {
+        const char *rest = strstr(line, " - ");
+        struct mountpoint_entry entry;
+        int start = 0;
+        char *at;
+
+        if (sscanf(line, "%*d %*d %31s %*s %n", entry.device, &start) != 1 || start == 0 || !rest ||
+            sscanf(rest, " - %63s", entry.type) != 1)
+            continue;
+        at = line + start;
+        at[strcspn(at, " ")] = '\0';
+        mountpoint_unescape(at);
+        if (strcmp(at, path) != 0)
+            continue;
+        found = true; /* later lines lie on top */
+        *ret_entry = entry;
+    }
+    (void)fclose(f);
+    return found;
+}
+
+int mountpoint_device(const char *path, char device[MOUNTPOINT_DEVICE_BYTES])
+{
+    struct mountpoint_entry entry;
+
+    if (!mountpoint_find(path, &entry))
+        return -ENOENT;
+    memcpy(device, entry.device, sizeof(entry.device));
+    return 0;
+}
+
+static int mountpoint_detach_any(const char *path)
+{
+    char *argv[] = {(char *)"fusermount3", (char *)"-u", (char *)"-q", (char *)"-z", (char *)"--", (char *)path, NULL};
+    pid_t pid;
+    int status;
+
+    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
+        return 0;
+    if (errno != EPERM)
+        return errno == EINVAL || errno == ENOENT ? 0 : -errno; /* EINVAL: nothing mounted there */
+    if (posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ) != 0)
+        return -ENOENT;
+    if (waitpid(pid, &status, 0) < 0)
+        return -errno;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
+}
+
+int mountpoint_detach(const char *path, const char *device)
+{
+    struct mountpoint_entry entry;
+
+    if (!mountpoint_find(path, &entry) || strcmp(entry.device, device) != 0)
+        return 0;
+    return mountpoint_detach_any(path);
+}
+
+/* By a request that no cache can answer. */
+static bool mountpoint_is_dead(const char *path)
+{
+    struct statvfs vfs;
+
+    return statvfs(path, &vfs) < 0 && (errno == ENOTCONN || errno == ECONNABORTED);
+}
+
+static int mountpoint_clear_dead(const char *path, char *err)
+{
+    struct mountpoint_entry entry;
+    char quoted[256];
+
+    for (int i = 0; i < MOUNTPOINT_DEAD_MAX && mountpoint_is_dead(path); i++) {
+        if (!mountpoint_find(path, &entry) || strcmp(entry.type, "fuse.larder") != 0)
+            return mountpoint_fail(err, -ENOTCONN,
+                                   "mount point %s: a dead mount of another file system is on it (transport endpoint is not "
+                                   "connected); umount it first: fusermount3 -u -z %s", path, path);
+        if (mountpoint_detach_any(path) < 0)
+            return mountpoint_fail(err, -ENOTCONN,
+                                   "mount point %s: a dead larder mount is on it and could not be cleared; as its owner or root: "
+                                   "umount -l %s", path, path);
+        log_line(LARDER_LOG_WARNING, "event=dead_mount_cleared mountpoint=%s", log_quote(path, quoted, sizeof(quoted)));
+    }
+    return 0;
+}
+
+static int mountpoint_check_empty(const char *path, char *err)
+{
+    DIR *dir = opendir(path);
+    struct dirent *entry;
+    bool empty = true;
+
+    if (!dir)
+        return mountpoint_fail(err, -errno, "mount point %s: %s", path, strerror(errno));
+    while (empty && (entry = readdir(dir)))
+        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+    (void)closedir(dir);
+    if (!empty)
+        return mountpoint_fail(err, -ENOTEMPTY,
+                               "mount point %s: not empty, its files would be hidden; choose an empty directory or add -o nonempty",
+                               path);
+    return 0;
+}
+
+static bool mountpoint_contains(const char *outer, const char *inner)
+{
+    size_t bytes = strlen(outer);
+
+    if (strcmp(outer, "/") == 0)
+        return true;
+    return strncmp(outer, inner, bytes) == 0 && (inner[bytes] == '/' || inner[bytes] == '\0');
+}
+
+int mountpoint_prepare(const struct fs_options *o, char *err)
+{
+    const char *path = o->mountpoint;
+    struct mountpoint_entry entry;
+    struct stat st;
+    int r;
+
+    r = mountpoint_clear_dead(path, err);
+    if (r < 0)
+        return r;
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? mountpoint_fail(err, -ENOENT, "mount point %s: missing; create it: mkdir -p %s", path, path)
+                               : mountpoint_fail(err, -errno, "mount point %s: %s", path, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return mountpoint_fail(err, -ENOTDIR, "mount point %s: not a directory%s", path,
+                               S_ISLNK(st.st_mode) ? " but a symbolic link; name what it points to" : "");
+    if (mountpoint_find(path, &entry))
+        return mountpoint_fail(err, -EBUSY, "mount point %s: already a mount (%s); umount it first: umount %s", path, entry.type, path);
+    if (mountpoint_contains(path, o->store))
+        return mountpoint_fail(err, -EINVAL, "store %s: lies inside the mount point %s and would be hidden by the mount",
+                               o->store, path);
+    if (mountpoint_contains(o->store, path))
+        return mountpoint_fail(err, -EINVAL, "mount point %s: lies inside the store %s", path, o->store);
+    return o->nonempty ? 0 : mountpoint_check_empty(path, err);
+}
+
+static bool mountpoint_in_path(const char *program)
+{
+    const char *path = getenv("PATH");
+    char candidate[4096];
+
+    for (const char *p = path && *path ? path : "/usr/bin:/bin"; *p;) {
+        size_t bytes = strcspn(p, ":");
+
+        (void)snprintf(candidate, sizeof(candidate), "%.*s/%s", (int)bytes, p, program);
+        if (access(candidate, X_OK) == 0)
+            return true;
+        p += bytes + (p[bytes] == ':');
+    }
+    return access("/usr/bin/fusermount3", X_OK) == 0 || access("/bin/fusermount3", X_OK) == 0;
+}
+
+static bool mountpoint_user_allow_other(void)
+{
+    _cleanup_free_ char *line = NULL;
+    FILE *f = fopen("/etc/fuse.conf", "re");
+    size_t line_bytes = 0;
+    bool allowed = false;
+
+    if (!f)
+        return errno == EACCES; /* fusermount3 can read it; let it decide */
+    while (!allowed && getline(&line, &line_bytes, f) > 0) {
+        char word[32] = "", rest[2] = "";
+
+        allowed = sscanf(line, "%31s %1s", word, rest) == 1 && strcmp(word, "user_allow_other") == 0;
+    }
+    (void)fclose(f);
+    return allowed;
+}
+
+static int mountpoint_check_user(const struct fs_options *o, char *err)
+{
+    if (geteuid() == 0)
+        return 0;
+    if (!mountpoint_in_path("fusermount3"))
+        return mountpoint_fail(err, -ENOENT,
+                               "fusermount3 not found: users other than root mount by it; install it: apt-get install fuse3");
+    if (access("/dev/fuse", R_OK | W_OK) < 0) /* fusermount3 opens it as the user it works for */
+        return mountpoint_fail(err, -EACCES,
+                               "/dev/fuse: %s: it is root's alone here; as root: chmod 666 /dev/fuse (where udev runs, the fuse3 "
+                               "package sees to it)", strerror(errno));
+    if ((o->allow_other || o->allow_root) && !mountpoint_user_allow_other())
+        return mountpoint_fail(err, -EPERM,
+                               "option %s: for users other than root it needs the line user_allow_other in /etc/fuse.conf",
+                               o->allow_other ? "allow_other" : "allow_root");
+    return 0;
+}
+
+int mountpoint_check_machine(const struct fs_options *o, char *err)
+{
+    struct utsname uts;
+    unsigned major = 0, minor = 0;
+
+    if (uname(&uts) == 0 && sscanf(uts.release, "%u.%u", &major, &minor) == 2 &&
+        (major < KERNEL_MAJOR_MIN || (major == KERNEL_MAJOR_MIN && minor < KERNEL_MINOR_MIN)))
+        return mountpoint_fail(err, -ENOSYS, "Linux %s: too old, larder needs %d.%d", uts.release, KERNEL_MAJOR_MIN,
+                               KERNEL_MINOR_MIN);
+    if (access("/dev/fuse", F_OK) < 0)
+        return mountpoint_fail(err, -ENODEV,
+                               "/dev/fuse is missing: load the module (modprobe fuse), or start the container with --device /dev/fuse "
+                               "--cap-add SYS_ADMIN");
+    return mountpoint_check_user(o, err);
+}
