@@ -162,6 +162,7 @@ struct larder {
     uint64_t miss_filter[MISS_FILTER_SLOTS];
 
     struct lock reclaim_lock;           /* rank RECLAIM */
+    _Atomic uint64_t wanted_bytes;      /* what those who wait for room want, together */
     _Atomic bool rb_failed;             /* a record could not be built: no memory */
     _Atomic bool failed;                /* read-only from now on; said once */
     _Atomic uint64_t base_limit_bytes;  /* quota as configured; quota.limit_bytes may be lower (min_free) */
@@ -191,6 +192,7 @@ void log_node(struct larder *l, const struct node *n);
 void log_names_of(struct larder *l, const struct node *n);
 void log_name(struct larder *l, const struct dentry *d);
 void log_unname(struct larder *l, const struct dentry *d);
+void log_touch(struct larder *l, const struct node *dir);
 void log_drop(struct larder *l, const struct node *n, enum drop_reason reason);
 void log_value(struct larder *l, const struct node *n);
 /* Sends the record. The seq to hand to log_write; 0: nothing was in it; UINT64_MAX: failed, log_write says so. */

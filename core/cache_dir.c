@@ -81,8 +81,9 @@ static bool emit_entry(struct larder *l, const struct dentry *entry, bool plus, 
     char name[NAME_BYTES_MAX + 1];
     struct larder_attr attr;
     size_t bytes;
+    const char *own = dentry_name(l->tree, entry, &bytes);
 
-    memcpy(name, dentry_name(l->tree, entry, &bytes), NAME_BYTES_MAX < bytes ? NAME_BYTES_MAX : bytes);
+    memcpy(name, own, bytes);
     name[bytes] = 0;
     if (plus)
         cache_fill_attr(l, n, &attr);

@@ -148,7 +148,7 @@ void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, 
         struct dentry *d = tree_dentry(l->tree, n->first_dentry);
         struct node *parent = tree_slot(l->tree, d->parent);
         parent->mtime_ns = parent->ctime_ns = now;
-        tell_parent_changed(l, parent);
+        tell_parent_changed(l, parent); /* not logged: what leaves by itself is no change of a client's */
         tree_unlink(l->tree, d);
     }
     n->ctime_ns = now;
@@ -306,15 +306,25 @@ int cache_evict_until(struct larder *l, uint64_t free_bytes)
     return more || quota_available(&l->quota) >= free_bytes ? 0 : -ENOSPC;
 }
 
+/* Room for all who wait, or the first one served would be the first one to take it from the next. */
+static uint64_t room_for_all(struct larder *l, uint64_t own_bytes)
+{
+    return MAX(own_bytes, MIN(atomic_load(&l->wanted_bytes), quota_limit(&l->quota) / 4));
+}
+
 int cache_make_room(void *ctx, uint64_t want_bytes)
 {
     struct larder *l = ctx;
+    int r;
 
     if (atomic_load(&l->failed))
         return -ENOSPC;
     COUNT(l, stalls);
     work_want_eviction(l);
-    return cache_evict_until(l, want_bytes);
+    atomic_fetch_add(&l->wanted_bytes, want_bytes);
+    r = cache_evict_until(l, room_for_all(l, want_bytes));
+    atomic_fetch_sub(&l->wanted_bytes, want_bytes);
+    return r < 0 && quota_available(&l->quota) >= want_bytes ? 0 : r;
 }
 
 int cache_make_entry_room(struct larder *l)

@@ -367,8 +367,10 @@ int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
     lock_give(&l->lock);
     lock_take(&f->on->lock);
     r = content_backing_fd(f->on->content, verify, ret_fd);
-    if (r == 0)
+    if (r == 0) {
         f->on->backing_taken = true;
+        COUNT(l, passthrough_opens);
+    }
     lock_give(&f->on->lock);
     return r;
 }

@@ -94,6 +94,11 @@ void log_unname(struct larder *l, const struct dentry *d)
     log_check(l, record_add_unname(&l->rb, image.parent, image.name, image.name_bytes));
 }
 
+void log_touch(struct larder *l, const struct node *dir)
+{
+    log_check(l, record_add_touch(&l->rb, node_id(l->tree, dir), dir->mtime_ns));
+}
+
 void log_drop(struct larder *l, const struct node *n, enum drop_reason reason)
 {
     log_check(l, record_add_drop(&l->rb, node_id(l->tree, n), reason));
@@ -157,7 +162,12 @@ int log_write(struct larder *l, uint64_t seq, bool durable)
 
 int log_room(struct larder *l, size_t bytes)
 {
+    int r;
+
     if (l->opts.quota_bytes == 0)
         return 0; /* keeps its own few kilobytes and nothing else */
-    return journal_room(l->journal, bytes);
+    do {
+        r = journal_room(l->journal, bytes);
+    } while (r == -ENOSPC && cache_host_full(l, bytes) == 0);
+    return r;
 }

@@ -45,6 +45,7 @@ static int find_dir(const struct larder *l, uint64_t id, struct node **ret_dir)
 static void touch_dir(struct larder *l, struct node *dir)
 {
     dir->mtime_ns = dir->ctime_ns = cache_wall(l);
+    log_touch(l, dir);
 }
 
 /* What a request leaves behind for after the lock: the record to write, then the values to let go (K3). */
@@ -715,7 +716,8 @@ static int rename_locked(struct larder *l, struct renaming *m, struct aftermath 
     if (r < 0)
         return r;
     touch_dir(l, m->from_dir);
-    touch_dir(l, m->to_dir);
+    if (m->to_dir != m->from_dir)
+        touch_dir(l, m->to_dir);
     return 0;
 }
 

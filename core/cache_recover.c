@@ -145,6 +145,14 @@ static int apply_value(struct larder *l, uint64_t id, const struct value *v)
     return n && node_is_file(n) ? node_set_value(l->tree, n, v) : 0;
 }
 
+static void apply_touch(struct larder *l, uint64_t id, int64_t changed_ns)
+{
+    struct node *n = tree_node(l->tree, id);
+
+    if (n && node_is_dir(n))
+        n->mtime_ns = n->ctime_ns = changed_ns;
+}
+
 int cache_apply(void *ctx, const struct entry_view *e)
 {
     struct larder *l = ctx;
@@ -175,7 +183,8 @@ int cache_apply(void *ctx, const struct entry_view *e)
     case ENTRY_END:
         memcpy(l->store_boot_id, e->end.boot_id, sizeof(l->store_boot_id));
         break;
-    case ENTRY_COUNTERS:
+    case ENTRY_TOUCH:
+        apply_touch(l, e->touch.directory, e->touch.changed_ns);
         break;
     }
     return r == -ENOMEM ? r : 0; /* anything else is damage: that entry counts for nothing */

@@ -451,7 +451,7 @@ static int virtual_set(struct larder *l, uint64_t id, const char *key, const cha
         return -EINVAL;
     memcpy(text, value, value_bytes);
     text[value_bytes] = 0;
-    if (value_bytes > 0 && text[value_bytes - 1] == '\n') /* echo 5m | ... */
+    if (value_bytes > 1 && text[value_bytes - 1] == '\n') /* echo 5m | ... */
         text[value_bytes - 1] = 0;
     lock_take(&l->lock);
     log_begin(l);
@@ -565,6 +565,8 @@ int larder_setxattr(struct larder *l, uint64_t id, const char *name, const void 
         r = log_room(l, RECORD_USUAL_BYTES + value_bytes);
     if (r < 0)
         return r;
+    if (key && value_bytes == 0)
+        return -EINVAL; /* to take a policy away there is removexattr */
     if (key)
         return virtual_set(l, id, key, value, value_bytes);
     return change_xattr(l, id, name, value_bytes ? value : "", value_bytes, flags);

@@ -3,12 +3,12 @@
  * content: birth, reading and the end of an open file's bytes. The states are drawn in content.h; what moves a
  * content from one to the next is in content_change.c and content_commit.c.
  *
- * Nothing is read or opened before it is needed: content_new is memory work, so that it may run under the cache lock.
- * What is shown without waiting for the content's lock (sizes, dirty, sealed) is atomic; so are the places that cleaning
- * changes under us.
+ * Nothing is read or opened before it is needed: content_new is memory work, so that it may run under the
+ * cache lock. What is shown without waiting for the content's lock (sizes, dirty, sealed) is atomic; so are
+ * the places that cleaning changes under us.
  *
- * A raw file is read with the lock given up. Its file is referenced meanwhile, and a verdict on its checksum counts only
- * if change_no says that the content is still the same.
+ * A raw file is read with the lock given up. Its file is referenced meanwhile, and a verdict on its checksum
+ * counts only if change_no says that the content is still the same.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -43,17 +43,19 @@ static int value_check(const struct value *v)
     case VALUE_SEGMENT:
         if (v->size_bytes == 0 || v->size_bytes > STAGE_MEMORY_BYTES_MAX)
             return -EBADMSG;
-        return v->stored_bytes > 0 && v->stored_bytes <= v->size_bytes && v->place.segment_no != 0 ? 0 : -EBADMSG;
+        return v->stored_bytes > 0 && v->stored_bytes <= v->size_bytes && v->place.segment_no != 0 ? 0
+                                                                                                   : -EBADMSG;
     case VALUE_RAW:
-        return v->big_id != 0 && v->size_bytes <= INT64_MAX && (v->unsealed || v->size_bytes > 0) ? 0 : -EBADMSG;
+        return v->big_id != 0 && v->size_bytes <= INT64_MAX && (v->unsealed || v->size_bytes > 0) ? 0
+                                                                                                  : -EBADMSG;
     case VALUE_PACKED:
         return v->big_id != 0 && v->size_bytes > 0 && v->size_bytes <= INT64_MAX ? 0 : -EBADMSG;
     }
     return -EBADMSG;
 }
 
-int content_new(struct store *st, const struct content_host *host, uint64_t node_id, const struct value *value,
-                const struct content_options *opts, struct content **ret_content)
+int content_new(struct store *st, const struct content_host *host, uint64_t node_id,
+                const struct value *value, const struct content_options *opts, struct content **ret_content)
 {
     struct content *c;
     int r = value_check(value);
@@ -94,7 +96,8 @@ static void release_orphan(struct content *c)
         return;
     if (v->kind == VALUE_RAW && v->sums_place.segment_no != 0)
         store_drop(c->st, place_from_u64(atomic_load(&c->sums_place)), v->sums_bytes);
-    linked = content_need_base(c) == 0 && io_stat(store_io(c->st), big_file_fd(c->base), &stat) == 0 && stat.st_nlink > 0;
+    linked = content_need_base(c) == 0 && io_stat(store_io(c->st), big_file_fd(c->base), &stat) == 0 &&
+             stat.st_nlink > 0;
     if (linked) {
         big_file_discard(c->st, c->base);
     } else {
@@ -171,8 +174,9 @@ void content_orphan(struct content *c)
     /* Its name goes next: hold the file by a descriptor. The caller may hold locks above ours, so only try. */
     if (!lock_try(&c->lock))
         return;
-    if (c->value.kind == VALUE_RAW || c->value.kind == VALUE_PACKED)
-        (void)content_need_base(c); /* a missing file shows when it is read */
+    if ((c->value.kind == VALUE_RAW || c->value.kind == VALUE_PACKED) && content_need_base(c) == 0 &&
+        c->value.kind == VALUE_RAW)
+        (void)big_file_need_rw(c->st, c->base); /* a failure shows when it is read or changed */
     lock_give(&c->lock);
 }
 
@@ -187,7 +191,8 @@ void content_drop_value(struct store *st, const struct value *value, bool still_
         return;
     case VALUE_RAW:
     case VALUE_PACKED:
-        (void)store_big_unlink(st, value->big_id, value->stored_bytes, still_open); /* a leftover is swept at mount */
+        (void)store_big_unlink(st, value->big_id, value->stored_bytes,
+                               still_open); /* a leftover is swept at mount */
         /* Also of an unsealed value: the index remembers the void record until it can be let go. */
         if (!still_open && value->kind == VALUE_RAW && value->sums_place.segment_no != 0)
             store_drop(st, value->sums_place, value->sums_bytes);
@@ -215,7 +220,7 @@ static uint64_t content_disk_now(const struct content *c)
     case CONTENT_RAW:
         return c->stage->data_bytes;
     case CONTENT_IN_PLACE:
-        return c->base ? c->base->data_bytes : c->value.stored_bytes;
+        return c->base && c->base->counted ? c->base->data_bytes : c->value.stored_bytes;
     }
     return 0;
 }
@@ -301,8 +306,8 @@ int content_load(struct content *c, bool nowait)
         return -ENOMEM;
     do { /* cleaning may have moved the record under us */
         place = atomic_load(&c->place);
-        r = store_read(c->st, place_from_u64(place), RECORD_VALUE, (uint32_t)c->value.stored_bytes, size, nowait, buf,
-                       &info);
+        r = store_read(c->st, place_from_u64(place), RECORD_VALUE, (uint32_t)c->value.stored_bytes, size,
+                       nowait, buf, &info);
     } while (r == -EBADMSG && atomic_load(&c->place) != place);
     if (r < 0)
         return r;
@@ -392,7 +397,8 @@ static int read_memory(struct content *c, void *buf, size_t bytes, uint64_t offs
     return r;
 }
 
-static int read_locked(struct content *c, void *buf, size_t bytes, uint64_t offset, bool nowait, size_t *ret_bytes)
+static int read_locked(struct content *c, void *buf, size_t bytes, uint64_t offset, bool nowait,
+                       size_t *ret_bytes)
 {
     uint64_t size = atomic_load(&c->size_bytes);
     enum content_state state = atomic_load(&c->state);
@@ -441,7 +447,8 @@ static bool block_is_hole(const struct content *c, uint64_t start, uint64_t size
     return c->buf[start] == 0 && memcmp(c->buf + start, c->buf + start + 1, (size_t)(end - start - 1)) == 0;
 }
 
-static int seek_memory(struct content *c, uint64_t offset, uint64_t size, bool want_hole, uint64_t *ret_offset)
+static int seek_memory(struct content *c, uint64_t offset, uint64_t size, bool want_hole,
+                       uint64_t *ret_offset)
 {
     int r = atomic_load(&c->state) == CONTENT_SEALED ? content_load(c, false) : 0;
 
@@ -464,8 +471,8 @@ static int seek_raw(struct content *c, uint64_t offset, uint64_t size, bool want
 
     if (r < 0)
         return r;
-    found = lseek(big_file_fd(c->stage ? c->stage : c->base), (off_t)offset,
-                  want_hole ? SEEK_HOLE : SEEK_DATA);
+    found =
+        lseek(big_file_fd(c->stage ? c->stage : c->base), (off_t)offset, want_hole ? SEEK_HOLE : SEEK_DATA);
     if (found < 0 && errno == ENXIO && want_hole)
         found = (off_t)offset; /* the file ends before the value does: a hole */
     if (found < 0)
@@ -568,7 +575,8 @@ int content_verify_value(struct store *st, const struct value *value, uint64_t n
             (void)errtext(err, r, "segment %08x, record at %u", value->place.segment_no, value->place.offset);
         else if (r < 0)
             (void)errtext(err, r, "big file %016llx, at %llu: %s", (unsigned long long)value->big_id,
-                          (unsigned long long)offset, r == -EBADMSG ? "checksum, index or sums" : strerror(-r));
+                          (unsigned long long)offset,
+                          r == -EBADMSG ? "checksum, index or sums" : strerror(-r));
     }
     content_free(c);
     return r;

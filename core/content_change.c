@@ -21,9 +21,9 @@
 
 #include "content_internal.h"
 
-#define MEMORY_BYTES_MAX (256 * MIB)     /* of all contents: past it even small values are written to files */
+#define MEMORY_BYTES_MAX (256 * MIB) /* of all contents: past it even small values are written to files */
 #define MEMORY_SPILL_BYTES_MIN (64 * KIB)
-#define DURABLE_COMMITS_MAX 4u           /* fsynced more often while open: it is a database */
+#define DURABLE_COMMITS_MAX 4u /* fsynced more often while open: it is a database */
 #define MEMORY_ROOM_BYTES_MIN 4096u
 #define RESERVE_AHEAD_WHEN (64 * MIB)
 
@@ -59,7 +59,8 @@ static int memory_reserve(struct content *c, uint64_t size_bytes)
         return 0;
     if (need <= c->reserved_bytes)
         return 0;
-    ahead = store_append_cost(c->st, (uint32_t)MIN(MAX(2 * size_bytes, MEMORY_ROOM_BYTES_MIN), STAGE_MEMORY_BYTES_MAX));
+    ahead = store_append_cost(
+        c->st, (uint32_t)MIN(MAX(2 * size_bytes, MEMORY_ROOM_BYTES_MIN), STAGE_MEMORY_BYTES_MAX));
     if (quota_available(q) > RESERVE_AHEAD_WHEN && quota_try_reserve(q, ahead - c->reserved_bytes)) {
         c->reserved_bytes = ahead;
         return 0;
@@ -241,7 +242,7 @@ int content_open_in_place(struct content *c)
     struct stat stat;
     int r = content_need_base(c);
 
-    if (r < 0 || c->base->fd_rw >= 0)
+    if (r < 0 || c->base->counted)
         return r;
     f = c->base;
     r = big_file_need_rw(c->st, f);
@@ -251,11 +252,9 @@ int content_open_in_place(struct content *c)
         r = io_truncate(io, f->fd_rw, size);
     if (r == 0)
         r = big_file_refresh(c->st, f);
-    if (r < 0) {
-        io_close(io, f->fd_rw);
-        f->fd_rw = -1;
+    if (r < 0)
         return r;
-    }
+    f->counted = true;
     f->dense_end = round_up(size, BLOCK_BYTES);
     f->holes = f->data_bytes != f->dense_end; /* more: extent blocks, that might hide a hole */
     return 0;
@@ -447,8 +446,8 @@ int content_truncate(struct content *c, uint64_t size_bytes)
 
 static bool allocate_mode_is_known(int mode)
 {
-    return mode == 0 || mode == FALLOC_FL_KEEP_SIZE || mode == ALLOCATE_PUNCH || mode == FALLOC_FL_ZERO_RANGE ||
-           mode == ALLOCATE_ZERO_KEEP;
+    return mode == 0 || mode == FALLOC_FL_KEEP_SIZE || mode == ALLOCATE_PUNCH ||
+           mode == FALLOC_FL_ZERO_RANGE || mode == ALLOCATE_ZERO_KEEP;
 }
 
 static int allocate_memory(struct content *c, int mode, uint64_t offset, uint64_t end)

@@ -89,7 +89,8 @@ static int commit_segment(struct content *c, bool durable, struct value *ret_val
 {
     uint32_t size = (uint32_t)atomic_load(&c->size_bytes);
     _cleanup_free_ uint8_t *packed = NULL;
-    struct record_info info = {.kind = RECORD_VALUE, .codec = CODEC_RAW, .node_id = c->node_id, .logical_bytes = size};
+    struct record_info info = {
+        .kind = RECORD_VALUE, .codec = CODEC_RAW, .node_id = c->node_id, .logical_bytes = size};
     const uint8_t *payload = c->buf;
     size_t stored = size;
     struct place place;
@@ -116,8 +117,11 @@ static int commit_segment(struct content *c, bool durable, struct value *ret_val
     if (r < 0)
         return r;
     c->checksum = info.checksum;
-    *ret_value = (struct value){
-        .kind = VALUE_SEGMENT, .codec = info.codec, .size_bytes = size, .stored_bytes = stored, .place = place};
+    *ret_value = (struct value){.kind = VALUE_SEGMENT,
+                                .codec = info.codec,
+                                .size_bytes = size,
+                                .stored_bytes = stored,
+                                .place = place};
     return 0;
 }
 
@@ -167,8 +171,10 @@ static int commit_raw(struct content *c, bool durable, struct value *ret_value)
     struct big_file *f = c->stage;
     struct value v = {
         .kind = VALUE_RAW, .unsealed = true, .size_bytes = atomic_load(&c->size_bytes), .big_id = f->big_id};
-    int r = big_file_settle(c->st, f);
+    int r = raw_trim(c, f);
 
+    if (r == 0)
+        r = big_file_settle(c->st, f);
     if (r == 0 && !durable && raw_can_be_sealed(c, f)) {
         r = seal_fresh(c, f, &v);
         if (r == -E2BIG || r == -ENOSPC || r == -ENOMEM)
@@ -192,8 +198,10 @@ static int commit_in_place(struct content *c, bool durable, struct value *ret_va
     struct big_file *f = c->base;
     uint64_t size = atomic_load(&c->size_bytes);
     struct value v = {.kind = VALUE_RAW, .unsealed = true, .size_bytes = size, .big_id = c->value.big_id};
-    int r = durable && !c->synced ? big_file_sync(c->st, f, big_file_fd(f)) : 0;
+    int r = raw_trim(c, f);
 
+    if (r == 0 && durable && !c->synced)
+        r = big_file_sync(c->st, f, big_file_fd(f));
     if (r < 0)
         return r;
     f->synced = durable;
@@ -348,6 +356,8 @@ void content_commit_failed(struct content *c, const struct value *value)
         store_drop(c->st, value->place, (uint32_t)value->stored_bytes);
     if (value->kind == VALUE_RAW && value->sums_place.segment_no != 0)
         store_drop(c->st, value->sums_place, value->sums_bytes);
+    if (value->kind == VALUE_RAW && !c->stage)
+        big_file_unsettle(c->st, c->base, c->value.stored_bytes);
     lock_give(&c->lock);
 }
 
@@ -374,22 +384,23 @@ static int seal_sums(struct content *c, struct sums *sums, uint64_t size)
 static int seal_locked(struct content *c, struct sums *sums, struct value *v)
 {
     struct big_file *f = c->base;
+    uint32_t sums_bytes = sums_record_bytes(v->size_bytes);
     int r = seal_sums(c, sums, v->size_bytes);
 
     if (r < 0)
         return r;
-    f->synced = true;
-    r = big_file_settle(c->st, f);
-    if (r == 0)
-        r = sums_append(sums, c->st, c->node_id, v->size_bytes, &v->sums_place);
+    r = sums_append(sums, c->st, c->node_id, v->size_bytes, &v->sums_place);
     if (r < 0)
         return r;
     r = store_sync(c->st);
+    f->synced = true;
+    if (r == 0)
+        r = big_file_settle(c->st, f);
     if (r < 0) {
-        store_drop(c->st, v->sums_place, sums_record_bytes(v->size_bytes));
+        store_drop(c->st, v->sums_place, sums_bytes);
         return r;
     }
-    v->sums_bytes = sums_record_bytes(v->size_bytes);
+    v->sums_bytes = sums_bytes;
     v->stored_bytes = f->settled_bytes;
     return 0;
 }
@@ -406,9 +417,12 @@ int content_seal(struct content *c, struct value *ret_value, bool *ret_changed)
     assert(!c->pending);
     if (atomic_load(&c->state) == CONTENT_IN_PLACE) {
         r = content_open_in_place(c);
+        if (r == 0)
+            r = raw_trim(c, c->base);
         able = r == 0 && raw_can_be_sealed(c, c->base);
     }
-    v = (struct value){.kind = VALUE_RAW, .size_bytes = atomic_load(&c->size_bytes), .big_id = c->value.big_id};
+    v = (struct value){
+        .kind = VALUE_RAW, .size_bytes = atomic_load(&c->size_bytes), .big_id = c->value.big_id};
     if (able)
         r = seal_locked(c, &sums, &v);
     if (r == -EAGAIN) { /* somebody writes again: the next close will ask anew */

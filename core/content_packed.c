@@ -28,7 +28,7 @@ static_assert(PACKED_BLOCK_BYTES < BLOCK_IS_RAW, "the flag is no length");
 
 struct packed_block {
     uint64_t offset;
-    uint64_t checksum;     /* of the decoded block */
+    uint64_t checksum; /* of the decoded block */
     uint32_t stored_bytes;
     bool is_raw;
 };
@@ -151,8 +151,8 @@ static uint64_t packed_end_bytes(uint64_t blocks_bytes, uint64_t block_count)
 }
 
 /* Writes one block behind the others and describes it in *b, which must come after the last one. */
-static int packed_put_block(struct packed *p, struct io *io, struct big_file *f, const uint8_t *data, uint32_t bytes,
-                            uint64_t offset, struct packed_block *b)
+static int packed_put_block(struct packed *p, struct io *io, struct big_file *f, const uint8_t *data,
+                            uint32_t bytes, uint64_t offset, struct packed_block *b)
 {
     const uint8_t *stored = data;
     size_t stored_bytes = bytes;
@@ -179,7 +179,8 @@ static int packed_reserve(struct packed *p, struct store *st, struct big_file *f
 {
     uint64_t size = p->size_bytes + bytes, count = size / PACKED_BLOCK_BYTES + 1;
     uint64_t unwritten = packed_tail_bytes(p) + bytes;
-    uint64_t end = round_up(MAX(packed_end_bytes(p->blocks_bytes + unwritten, count), p->file_end), BLOCK_BYTES);
+    uint64_t end =
+        round_up(MAX(packed_end_bytes(p->blocks_bytes + unwritten, count), p->file_end), BLOCK_BYTES);
     int r;
 
     r = packed_room(p, count + 1);
@@ -218,7 +219,8 @@ int packed_append(struct packed *p, struct store *st, struct big_file *f, const 
         left -= take;
         tail_bytes = 0;
     }
-    memcpy(p->tail + tail_bytes, data, left);
+    if (left > 0)
+        memcpy(p->tail + tail_bytes, data, left);
     p->block_count = count;
     p->blocks_bytes = blocks_bytes;
     p->size_bytes += bytes; /* keeps P1 */
@@ -261,10 +263,12 @@ int packed_finish(struct packed *p, struct store *st, struct big_file *f, uint64
         write_le32(end + i * DISK_PACKED_INDEX_BYTES + 4, 0);
         write_le64(end + i * DISK_PACKED_INDEX_BYTES + 8, b->checksum);
     }
-    packed_footer(p, end, count, blocks_bytes, node_id, f->big_id, end + end_bytes - DISK_PACKED_FOOTER_BYTES);
+    packed_footer(p, end, count, blocks_bytes, node_id, f->big_id,
+                  end + end_bytes - DISK_PACKED_FOOTER_BYTES);
     p->file_end = MAX(p->file_end, blocks_bytes + end_bytes);
     r = io_write_full(io, f->fd_rw, end, end_bytes, blocks_bytes);
-    if (r == 0 && p->file_end > blocks_bytes + end_bytes) /* an earlier, longer try: the footer must be last */
+    if (r == 0 &&
+        p->file_end > blocks_bytes + end_bytes) /* an earlier, longer try: the footer must be last */
         r = io_truncate(io, f->fd_rw, blocks_bytes + end_bytes);
     if (r < 0)
         return r;
@@ -293,7 +297,8 @@ uint64_t packed_disk_bytes(const struct packed *p)
 
 static int read_at(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset, bool nowait)
 {
-    int r = nowait ? io_read_full_nowait(io, fd, buf, bytes, offset) : io_read_full(io, fd, buf, bytes, offset);
+    int r =
+        nowait ? io_read_full_nowait(io, fd, buf, bytes, offset) : io_read_full(io, fd, buf, bytes, offset);
 
     if (r == -ENODATA)
         return -EBADMSG;
@@ -345,7 +350,8 @@ static int index_unpack(struct packed *p, const uint8_t *index, uint32_t count, 
     return offset == blocks_bytes ? 0 : -EBADMSG; /* keeps P1 */
 }
 
-int packed_open(struct io *io, int fd, const struct value *v, uint64_t node_id, bool nowait, struct packed **ret_packed)
+int packed_open(struct io *io, int fd, const struct value *v, uint64_t node_id, bool nowait,
+                struct packed **ret_packed)
 {
     uint8_t footer[DISK_PACKED_FOOTER_BYTES];
     _cleanup_free_ uint8_t *index = NULL;
@@ -386,7 +392,8 @@ int packed_open(struct io *io, int fd, const struct value *v, uint64_t node_id, 
 }
 
 /* Decodes and verifies block index into out. */
-static int packed_get_block(struct packed *p, struct io *io, int fd, uint32_t index, bool nowait, uint8_t *out)
+static int packed_get_block(struct packed *p, struct io *io, int fd, uint32_t index, bool nowait,
+                            uint8_t *out)
 {
     const struct packed_block *b = &p->blocks[index];
     uint32_t bytes = block_decoded_bytes(p, index);
@@ -431,7 +438,8 @@ static int packed_find_block(struct packed *p, struct io *io, int fd, uint32_t i
     return 0;
 }
 
-int packed_read(struct packed *p, struct io *io, int fd, void *buf, size_t bytes, uint64_t offset, bool nowait)
+int packed_read(struct packed *p, struct io *io, int fd, void *buf, size_t bytes, uint64_t offset,
+                bool nowait)
 {
     uint8_t *out = buf;
     int r = 0;

@@ -22,15 +22,16 @@
 #include "codec.h"
 #include "content_internal.h"
 
-#define RESERVE_AHEAD_BYTES MIB        /* taken at once while the quota is far */
-#define RESERVE_AHEAD_WHEN (64 * MIB)  /* "far" */
+#define RESERVE_AHEAD_BYTES MIB       /* taken at once while the quota is far */
+#define RESERVE_AHEAD_WHEN (64 * MIB) /* "far" */
 #define REFRESH_DRIFT_BYTES (4 * MIB)
-#define EXTENTS_PER_BLOCK 340u         /* ext4: (4096 - 12 - 4) / 12 */
+#define EXTENTS_PER_BLOCK 340u /* ext4: (4096 - 12 - 4) / 12 */
 #define EXTENTS_IN_INODE 4u
 #define READ_BUFFER_BYTES (256u << 10)
 #define SUMS_PIECES_PER_BLOCK_MAX 128u
 
-static_assert(SUMS_FILE_BYTES_MAX / SUMS_BLOCKS_MAX / SUMS_PIECE_BYTES <= SUMS_PIECES_PER_BLOCK_MAX, "a block's pieces fit");
+static_assert(SUMS_FILE_BYTES_MAX / SUMS_BLOCKS_MAX / SUMS_PIECE_BYTES <= SUMS_PIECES_PER_BLOCK_MAX,
+              "a block's pieces fit");
 static_assert(READ_BUFFER_BYTES % SUMS_PIECE_BYTES == 0, "whole pieces are read");
 
 /* ---- the file ---- */
@@ -61,6 +62,7 @@ int big_file_create(struct store *st, struct big_file **ret_file)
         free(f);
         return r;
     }
+    f->counted = true;
     *ret_file = f;
     return 0;
 }
@@ -79,7 +81,6 @@ int big_file_open(struct store *st, uint64_t big_id, uint64_t charged_bytes, str
         return r == -ENOENT || r == -ELOOP ? -EBADMSG : r;
     }
     f->settled_bytes = charged_bytes;
-    f->entry_synced = false;
     *ret_file = f;
     return 0;
 }
@@ -118,7 +119,7 @@ void big_file_discard(struct store *st, struct big_file *f)
 {
     uint64_t big_id = f->big_id, settled = f->settled_bytes, reserved = f->reserved_bytes;
 
-    big_file_unref(st, f); /* first: what is released below must be gone */
+    big_file_unref(st, f);                              /* first: what is released below must be gone */
     (void)store_big_unlink(st, big_id, settled, false); /* a leftover is swept at the next mount */
     quota_release(store_quota(st), reserved);
 }
@@ -203,6 +204,16 @@ int big_file_settle(struct store *st, struct big_file *f)
     return 0;
 }
 
+void big_file_unsettle(struct store *st, struct big_file *f, uint64_t value_bytes)
+{
+    uint64_t extra = f->settled_bytes - MIN(f->settled_bytes, value_bytes);
+
+    quota_charge(store_quota(st), extra); /* the settling below gives as much back */
+    store_big_settle(st, f->settled_bytes, value_bytes, 0);
+    f->settled_bytes = value_bytes;
+    f->reserved_bytes += extra; /* keeps R1 */
+}
+
 uint64_t big_file_unneeded(struct store *st, struct big_file *f)
 {
     uint64_t reserved = f->reserved_bytes, need;
@@ -267,21 +278,33 @@ static uint64_t sums_cost(const struct content *c, uint64_t size_bytes)
     return store_append_cost(c->st, sums_record_bytes(size_bytes));
 }
 
+int raw_trim(struct content *c, struct big_file *f)
+{
+    int r = f->tail_left ? io_truncate(store_io(c->st), f->fd_rw, atomic_load(&c->size_bytes)) : 0;
+
+    if (r == 0)
+        f->tail_left = false;
+    return r;
+}
+
 int raw_write(struct content *c, struct big_file *f, const void *buf, size_t bytes, uint64_t offset)
 {
     uint64_t size = atomic_load(&c->size_bytes);
     uint64_t end = offset + bytes;
     int r;
 
-    r = big_file_reserve(c->st, f, raw_growth(f, offset, bytes), sums_cost(c, MAX(size, end)));
+    r = raw_trim(c, f);
+    if (r == 0)
+        r = big_file_reserve(c->st, f, raw_growth(f, offset, bytes), sums_cost(c, MAX(size, end)));
     if (r < 0)
         return r;
     raw_grown(f, offset, bytes); /* also when it fails: some of it may be there */
     sums_cut(&c->sums, offset);  /* keeps R2 */
     r = io_write_full(store_io(c->st), f->fd_rw, buf, bytes, offset);
     if (r < 0) {
-        if (end > size)
-            (void)io_truncate(store_io(c->st), f->fd_rw, size); /* best effort; growth zeroes again, see raw_truncate */
+        f->holes = true; /* which of its blocks it got is not known */
+        f->tail_left = end > size;
+        (void)raw_trim(c, f); /* else before the next change or commit */
         return r;
     }
     if (atomic_load(&c->state) != CONTENT_IN_PLACE) /* that one is summed when it is sealed */
@@ -293,13 +316,8 @@ int raw_truncate(struct content *c, struct big_file *f, uint64_t size_bytes)
 {
     struct io *io = store_io(c->st);
     uint64_t size = atomic_load(&c->size_bytes);
-    struct stat stat;
-    int r;
+    int r = raw_trim(c, f);
 
-    /* Leftovers of a failed write past the end must not show after growth. */
-    r = io_stat(io, f->fd_rw, &stat);
-    if (r == 0 && size_bytes > size && (uint64_t)stat.st_size > size)
-        r = io_truncate(io, f->fd_rw, size);
     if (r == 0 && size_bytes % BLOCK_BYTES != 0) /* a partial last block may be allocated to be zeroed */
         r = big_file_reserve(c->st, f, BLOCK_BYTES, sums_cost(c, size_bytes));
     if (r == 0)
@@ -318,17 +336,22 @@ int raw_truncate(struct content *c, struct big_file *f, uint64_t size_bytes)
 int raw_allocate(struct content *c, struct big_file *f, int mode, uint64_t offset, uint64_t bytes)
 {
     uint64_t size = atomic_load(&c->size_bytes);
-    int r = big_file_reserve(c->st, f, raw_growth(f, offset, bytes) + 2 * BLOCK_BYTES, sums_cost(c, size));
+    int r = raw_trim(c, f);
 
+    if (r == 0)
+        r = big_file_reserve(c->st, f, raw_growth(f, offset, bytes) + 2 * BLOCK_BYTES, sums_cost(c, size));
     if (r < 0)
         return r;
     f->holes = true; /* from here on the file's own word counts, not ours */
     f->synced = false;
     sums_cut(&c->sums, offset);
     r = io_allocate(store_io(c->st), f->fd_rw, mode, offset, bytes);
-    if (r < 0)
-        (void)io_truncate(store_io(c->st), f->fd_rw, size); /* best effort, as in raw_write */
-    (void)big_file_refresh(c->st, f); /* else the bound stays where it was, above the truth only after a punch */
+    if (r < 0) {
+        f->tail_left = true;
+        (void)raw_trim(c, f); /* as in raw_write */
+    }
+    (void)big_file_refresh(c->st,
+                           f); /* else the bound stays where it was, above the truth only after a punch */
     return r;
 }
 
@@ -420,7 +443,7 @@ static int sums_update(struct sums *s, const uint8_t *data, size_t bytes)
 void sums_feed(struct sums *s, const void *buf, size_t bytes, uint64_t offset)
 {
     if (offset != s->hashed_bytes || offset + bytes > SUMS_FILE_BYTES_MAX)
-        return; /* a gap, or written again: sums_complete reads from here on */
+        return;                       /* a gap, or written again: sums_complete reads from here on */
     (void)sums_update(s, buf, bytes); /* without memory: likewise */
 }
 
@@ -479,10 +502,12 @@ static uint64_t sums_fold(const uint64_t *pieces, uint64_t piece_count, uint64_t
     return codec_checksum(raw, 8 * piece_count);
 }
 
-int sums_append(struct sums *s, struct store *st, uint64_t node_id, uint64_t size_bytes, struct place *ret_place)
+int sums_append(struct sums *s, struct store *st, uint64_t node_id, uint64_t size_bytes,
+                struct place *ret_place)
 {
     uint64_t block = sums_block_bytes(size_bytes);
-    uint64_t pieces = round_up(size_bytes, SUMS_PIECE_BYTES) / SUMS_PIECE_BYTES, step = block / SUMS_PIECE_BYTES;
+    uint64_t pieces = round_up(size_bytes, SUMS_PIECE_BYTES) / SUMS_PIECE_BYTES,
+             step = block / SUMS_PIECE_BYTES;
     uint32_t count = sums_count(size_bytes), bytes = sums_record_bytes(size_bytes);
     _cleanup_free_ uint8_t *payload = malloc(bytes);
     struct record_info info = {.kind = RECORD_SUMS, .codec = CODEC_RAW, .node_id = node_id};
@@ -614,7 +639,8 @@ int sums_block_check(const struct sums_block *b, struct io *io, int fd, bool now
         return -ENOMEM;
     for (uint64_t offset = b->start; offset < b->end; offset += SUMS_PIECE_BYTES) {
         size_t bytes = (size_t)MIN(b->end - offset, SUMS_PIECE_BYTES);
-        r = nowait ? io_read_full_nowait(io, fd, buf, bytes, offset) : io_read_full(io, fd, buf, bytes, offset);
+        r = nowait ? io_read_full_nowait(io, fd, buf, bytes, offset)
+                   : io_read_full(io, fd, buf, bytes, offset);
         if (r < 0)
             return r == -ENODATA ? -EBADMSG : r == -EOPNOTSUPP ? -EAGAIN : r;
         pieces[piece_count++] = codec_checksum(buf, bytes);

@@ -28,6 +28,7 @@ static int entry_take(const struct record_view *view, uint32_t *offset, struct e
 #define USE_BODY_BYTES 4u /* before the items */
 #define USE_ITEM_BYTES 20u
 #define BOOT_BODY_BYTES 24u
+#define TOUCH_BODY_BYTES 16u
 #define END_BODY_BYTES 65u
 #define VALUE_BYTES 48u  /* struct value as packed inside NODE, from offset 80 */
 #define VALUE_OFFSET 80u /* in a NODE body */
@@ -657,6 +658,19 @@ int record_add_use(struct record_buffer *rb, const struct use_image *uses, uint3
     return 0;
 }
 
+int record_add_touch(struct record_buffer *rb, uint64_t directory, int64_t changed_ns)
+{
+    uint8_t *body;
+    int r;
+
+    r = entry_add(rb, ENTRY_TOUCH, TOUCH_BODY_BYTES, &body);
+    if (r < 0)
+        return r;
+    write_le64(body, directory);
+    write_le64(body + 8, (uint64_t)changed_ns);
+    return 0;
+}
+
 int record_add_boot(struct record_buffer *rb, const uint8_t boot_id[16], uint64_t cache_ns)
 {
     uint8_t *body;
@@ -797,12 +811,7 @@ int record_check(const struct record_view *view)
 
 int entry_next(const struct record_view *view, uint32_t *offset, struct entry_view *ret_entry)
 {
-    int r;
-
-    do {
-        r = entry_take(view, offset, ret_entry);
-    } while (r == 0 && ret_entry->type == ENTRY_COUNTERS);
-    return r;
+    return entry_take(view, offset, ret_entry);
 }
 
 static int node_unpack(const uint8_t *body, uint32_t bytes, struct node_image *ret_n)
@@ -890,6 +899,15 @@ static int moved_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *
     return value_unpack(body + 8, &ret_entry->value.value);
 }
 
+static int touch_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *ret_entry)
+{
+    if (bytes != TOUCH_BODY_BYTES)
+        return -EBADMSG;
+    ret_entry->touch.directory = read_le64(body);
+    ret_entry->touch.changed_ns = (int64_t)read_le64(body + 8);
+    return 0;
+}
+
 static int boot_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *ret_entry)
 {
     if (bytes != BOOT_BODY_BYTES)
@@ -935,8 +953,8 @@ static int entry_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *
         return boot_unpack(body, bytes, ret_entry);
     case ENTRY_END:
         return end_unpack(body, bytes, &ret_entry->end);
-    case ENTRY_COUNTERS:
-        return 0;
+    case ENTRY_TOUCH:
+        return touch_unpack(body, bytes, ret_entry);
     }
     return -EBADMSG;
 }

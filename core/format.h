@@ -94,7 +94,7 @@ enum entry_type {
     ENTRY_BOOT = 7,   /* 16 bytes boot id, u64 cache time: a daemon started here */
     ENTRY_END = 8,    /* index only, last: u64 nodes, u64 names, u64 next_generation, u64 cache time, u64 last_seq,
                          u64 next big id, 16 bytes boot id, u8 clean */
-    ENTRY_COUNTERS = 9, /* reserved for later versions; skipped */
+    ENTRY_TOUCH = 9,  /* u64 directory, i64 ns: its entries changed then (mtime and ctime) */
 };
 
 /* NODE body: 160 bytes fixed, then TLVs up to body_bytes.
@@ -229,6 +229,7 @@ int record_add_name(struct record_buffer *rb, const struct name_image *n);
 int record_add_unname(struct record_buffer *rb, uint64_t parent, const char *name, size_t name_bytes);
 int record_add_drop(struct record_buffer *rb, uint64_t node, enum drop_reason reason);
 int record_add_value(struct record_buffer *rb, uint64_t node, const struct value *v);
+int record_add_touch(struct record_buffer *rb, uint64_t directory, int64_t changed_ns);
 struct use_image {
     uint64_t node, used_ns;
     uint32_t hits;
@@ -283,6 +284,10 @@ struct entry_view {
             uint64_t node;
             struct value value;
         } value;
+        struct {
+            uint64_t directory;
+            int64_t changed_ns;
+        } touch;
         struct {
             const uint8_t *boot_id; /* 16 bytes */
             uint64_t cache_ns;

@@ -111,13 +111,15 @@ static int count_record(void *ctx, uint64_t offset, const struct record_view *vi
     return 0;
 }
 
-/* Counts and finds torn tails. Whether a bad file or record matters is told by the replay. */
+/* Counts and finds torn tails. Whether a bad journal matters is told by the replay; an index is renamed into place
+ * when all of it is on the device, so not even a power cut excuses a bad one. */
 static int check_log_file(struct check *c, const struct found *f)
 {
     struct journal_header header;
     struct errtext err = {""};
     char name[FOUND_NAME_BYTES];
     uint64_t bad_offset = UINT64_MAX, records = 0;
+    char severity = f->kind == FOUND_INDEX ? 'E' : 'N';
     int r;
 
     found_name(f, name);
@@ -126,10 +128,10 @@ static int check_log_file(struct check *c, const struct found *f)
         return r;
     *(f->kind == FOUND_INDEX ? &c->sum.index_records : &c->sum.journal_records) += records;
     if (r < 0)
-        say(c, 'N', name, "has no valid header (%llu bytes): it is left out", (unsigned long long)f->size_bytes);
+        say(c, severity, name, "has no valid header (%llu bytes): it is left out", (unsigned long long)f->size_bytes);
     else if (bad_offset != UINT64_MAX)
-        say(c, 'N', name, "ends at offset %llu of %llu: what follows is no valid record (a torn tail)",
-            (unsigned long long)bad_offset, (unsigned long long)f->size_bytes);
+        say(c, severity, name, "is valid up to offset %llu of %llu: what follows is no record%s", (unsigned long long)bad_offset,
+            (unsigned long long)f->size_bytes, severity == 'N' ? " (a torn tail)" : "");
     return 0;
 }
 
@@ -212,7 +214,7 @@ static int check_replay(struct check *c, struct errtext *err)
     if (r < 0)
         return r;
     read_boot_id(boot_id);
-    c->power_lost = !replay.clean && memcmp(boot_id, c->table.boot_id, sizeof(boot_id)) != 0;
+    c->power_lost = c->table.boot_known && !replay.clean && memcmp(boot_id, c->table.boot_id, sizeof(boot_id)) != 0;
     if (replay.corrupt_records > 0)
         say(c, c->power_lost ? 'N' : 'E', "journal",
             "%llu damaged records or files in index and journal: what they held is lost%s",
@@ -445,7 +447,8 @@ static void check_values(struct check *c)
 
 /* ---- segments and big files against the index ---- */
 
-static bool segment_is_used(const struct check *c, uint64_t segment_no)
+/* The first extent in the segment; NULL: no value is in it. */
+static const struct extent *segment_first(const struct check *c, uint64_t segment_no)
 {
     size_t low = 0, high = c->extent_count;
 
@@ -457,26 +460,38 @@ static bool segment_is_used(const struct check *c, uint64_t segment_no)
         else
             high = middle;
     }
-    return low < c->extent_count && c->extents[low].segment_no == segment_no;
+    return low < c->extent_count && c->extents[low].segment_no == segment_no ? &c->extents[low] : NULL;
+}
+
+static bool bytes_are_zero(const uint8_t *bytes, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (bytes[i] != 0)
+            return false;
+    return true;
 }
 
 static void check_segment(struct check *c, const struct found *f)
 {
     uint8_t raw[DISK_SEGMENT_HEADER_BYTES];
     char name[FOUND_NAME_BYTES];
-    bool used = segment_is_used(c, f->no);
+    const struct extent *first = segment_first(c, f->no);
     int fd, r;
 
     found_name(f, name);
+    if (!first) {
+        say(c, 'N', name, "holds no value; the next mount removes it");
+        return;
+    }
     fd = io_open(c->in.io, c->in.dir_fd, name, O_RDONLY | O_NONBLOCK, 0);
     r = fd < 0 ? fd : io_read_full(c->in.io, fd, raw, sizeof(raw), 0);
     io_close(c->in.io, fd);
     if (r == 0)
         r = format_segment_header_unpack(raw, c->in.sb.store_id, (uint32_t)f->no);
-    if (r < 0 && used)
+    if (r == -EBADMSG && bytes_are_zero(raw, sizeof(raw)) && first->start >= BLOCK_BYTES)
+        r = 0; /* its block was given back when the last value in it left: nothing reads the header by then */
+    if (r < 0)
         say(c, c->power_lost ? 'N' : 'E', name, "its header is not valid, and values are in it: %s", strerror(-r));
-    else if (!used)
-        say(c, 'N', name, "holds no value; the next mount removes it");
 }
 
 static const struct node_row *big_owner(const struct check *c, uint64_t big_id)

@@ -166,7 +166,7 @@ static void dump_entry(struct dump *d, uint64_t offset, const struct entry_view 
     static const char *const types[] = {
         [ENTRY_NODE] = "node", [ENTRY_NAME] = "name",   [ENTRY_UNNAME] = "unname", [ENTRY_DROP] = "drop",
         [ENTRY_USE] = "use",   [ENTRY_VALUE] = "value", [ENTRY_BOOT] = "boot",     [ENTRY_END] = "end",
-        [ENTRY_COUNTERS] = "counters"};
+        [ENTRY_TOUCH] = "touch"};
 
     if (e->type == ENTRY_USE) {
         dump_uses(d, offset, e);
@@ -325,8 +325,9 @@ static int dump_segment(struct dump *d, const struct found *f)
     r = io_read_full(d->in.io, w.fd, header, sizeof(header), 0);
     if (r == 0)
         r = format_segment_header_unpack(header, d->in.sb.store_id, (uint32_t)f->no);
-    line_begin(d, 0, r < 0 ? "invalid no valid header" : "segment");
-    line_add(d, " size=%" PRIu64 " disk=%" PRIu64, f->size_bytes, f->disk_bytes);
+    line_begin(d, 0, "segment");
+    line_add(d, " size=%" PRIu64 " disk=%" PRIu64 "%s", f->size_bytes, f->disk_bytes,
+             r == 0 ? "" : " header=invalid-or-punched");
     line_end(d);
     w.window = malloc(WINDOW_BYTES);
     r = w.window ? dump_segment_records(d, &w) : -ENOMEM;

@@ -81,6 +81,7 @@ struct index_table {
     uint64_t seed;     /* random: hostile names must not collide at will */
     struct names arena;
     uint8_t boot_id[16]; /* of the boot the store was last used in */
+    bool boot_known;
     uint64_t illegal;  /* entries no daemon writes: a name for the root, a node that changes its type, … */
     uint64_t illegal_id; /* the first of them */
 };

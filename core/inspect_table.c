@@ -386,12 +386,14 @@ int table_apply(void *ctx, const struct entry_view *entry)
         break;
     case ENTRY_BOOT:
         memcpy(t->boot_id, entry->boot.boot_id, sizeof(t->boot_id));
+        t->boot_known = true;
         break;
     case ENTRY_END:
         memcpy(t->boot_id, entry->end.boot_id, sizeof(t->boot_id));
+        t->boot_known = true;
         break;
     case ENTRY_USE:
-    case ENTRY_COUNTERS:
+    case ENTRY_TOUCH:
         break;
     }
     return 0;

@@ -42,19 +42,6 @@ bool quota_try_reserve(struct quota *q, uint64_t bytes)
     return true;
 }
 
-/* How much must leave before bytes fit; at least 1, since it is asked after they did not. */
-static uint64_t quota_shortfall(const struct quota *q, uint64_t bytes)
-{
-    uint64_t available = quota_available(q);
-    uint64_t charged = quota_charged(q);
-    uint64_t limit = quota_limit(q);
-    uint64_t over = charged > limit ? charged - limit : 0;
-
-    if (over > 0)
-        return over + bytes;
-    return available < bytes ? bytes - available : 1;
-}
-
 int quota_reserve(struct quota *q, uint64_t bytes)
 {
     for (unsigned tries = 0; tries < QUOTA_TRIES_MAX; tries++) {
@@ -68,7 +55,7 @@ int quota_reserve(struct quota *q, uint64_t bytes)
             return -ENOSPC;
         if (tries >= QUOTA_TRIES_BEFORE_YIELD)
             (void)sched_yield(); /* cannot fail on Linux */
-        r = q->make_room(q->ctx, quota_shortfall(q, bytes));
+        r = q->make_room(q->ctx, bytes);
         if (r < 0)
             return r == -ENOSPC && quota_try_reserve(q, bytes) ? 0 : r;
     }

@@ -18,8 +18,8 @@
 struct quota {
     _Atomic uint64_t charged_bytes;
     _Atomic uint64_t limit_bytes;
-    /* Tries to free bytes by eviction; 0 when it is worth trying again, -ENOSPC when nothing more can leave.
-     * May block, take the reclaim, cache, store and journal locks (never call with one of them held). */
+    /* Evicts until so many bytes are available; 0 when it is worth trying again (another may have been faster),
+     * -ENOSPC when nothing more can leave. May block, take the reclaim, cache, store and journal locks (never call with one of them held). */
     int (*make_room)(void *ctx, uint64_t want_bytes);
     void *ctx;
 };

@@ -53,7 +53,7 @@ uint64_t larder_latency_percentile(const struct larder_latency *h, double percen
     for (unsigned i = 0; i < LARDER_LATENCY_BUCKETS - 1; i++) {
         below += h->buckets[i];
         if (below >= rank)
-            return 512ull << i;
+            return MIN(512ull << i, h->max_ns);
     }
     return h->max_ns; /* the last bucket has no upper edge */
 }

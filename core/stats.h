@@ -89,7 +89,8 @@ struct larder_latency {
     uint64_t count, total_ns, max_ns;
     uint64_t buckets[LARDER_LATENCY_BUCKETS];
 };
-/* The value below which `percent` of the samples lie, as the upper edge of its bucket; 0 without samples. */
+/* The value below which `percent` of the samples lie, as the upper edge of its bucket, or the largest sample if
+ * that is less; 0 without samples. */
 uint64_t larder_latency_percentile(const struct larder_latency *h, double percent);
 
 struct larder_stats {

@@ -64,20 +64,21 @@ struct fs_facility {
 
 struct fs {
     uint32_t magic;
-    const struct fs_options *opts;       /* (c) */
-    struct larder *larder;               /* (c) once the session runs */
-    struct fuse_session *session;        /* (c) */
-    struct notify *notify;               /* (c) */
-    struct worker *worker;               /* (c) */
-    struct handles *handles;             /* (c) */
-    uint32_t uid, gid;                   /* (c) of the mount's owner, for virtual files */
-    int64_t start_wall_ns;               /* (c) times of virtual files */
-    struct fs_facility io_uring;         /* (c) after INIT; active: set by the first request that came so */
-    struct fs_facility passthrough;      /* (c) after INIT */
-    uint32_t proto_minor;                /* (c) after INIT; of the kernel */
-    bool kill_priv_by_us;                /* (c) after INIT; HANDLE_KILLPRIV_V2 was agreed */
-    bool kill_priv_relayed;              /* (c) libfuse tells who lacks CAP_FSETID */
-    _Atomic bool uring_seen;             /* (a) a request came over io_uring */
-    _Atomic bool stopping;               /* (a) an orderly stop began; nothing goes to a worker any more */
-    _Atomic uint64_t gone_seq;           /* (a) names the engine took away: see reply_entry */
+    const struct fs_options *opts;  /* (c) */
+    struct larder *larder;          /* (c) once the session runs */
+    struct fuse_session *session;   /* (c) */
+    struct notify *notify;          /* (c) */
+    struct worker *worker;          /* (c) */
+    struct handles *handles;        /* (c) */
+    uint32_t uid, gid;              /* (c) of the mount's owner, for virtual files */
+    int64_t start_wall_ns;          /* (c) times of virtual files */
+    struct fs_facility io_uring;    /* (c) after INIT; active: set by the first request that came so */
+    struct fs_facility passthrough; /* (c) after INIT */
+    uint32_t proto_minor;           /* (c) after INIT; of the kernel */
+    bool kill_priv_by_us;           /* (c) after INIT; HANDLE_KILLPRIV_V2 was agreed */
+    bool kill_priv_relayed;         /* (c) libfuse tells who lacks CAP_FSETID */
+    _Atomic bool agreed;            /* (a) INIT is done: publishes the fields above */
+    _Atomic bool uring_seen;        /* (a) a request came over io_uring */
+    _Atomic bool stopping;          /* (a) an orderly stop began; nothing goes to a worker any more */
+    _Atomic uint64_t gone_seq;      /* (a) names the engine took away: see reply_entry */
 };

@@ -175,8 +175,9 @@ static enum handle_mode handle_choose_locked(fuse_req_t req, struct handle_node 
     if (e->cached > 0)
         return HANDLE_CACHED;
     if (e->backed > 0) {
-        bool same = backing_fd >= 0 && fstat(backing_fd, &st) == 0 && st.st_dev == e->backing_dev &&
-                    st.st_ino == e->backing_ino; /* the kernel holds that file: its number cannot be another's */
+        bool same =
+            backing_fd >= 0 && fstat(backing_fd, &st) == 0 && st.st_dev == e->backing_dev &&
+            st.st_ino == e->backing_ino; /* the kernel holds that file: its number cannot be another's */
         return same ? HANDLE_BACKED : HANDLE_MIXED;
     }
     if (backing_fd < 0 || fstat(backing_fd, &st) < 0)

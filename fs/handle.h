@@ -29,14 +29,14 @@ enum handle_mode { HANDLE_CACHED, HANDLE_BACKED, HANDLE_MIXED };
 
 struct handle {
     uint32_t magic;
-    uint32_t kind;             /* (c) enum virtual_kind; VIRTUAL_NONE for a stored file or directory */
-    uint64_t node;             /* (c) */
-    struct larder_file *file;  /* (c) a stored file, or NULL */
-    struct larder_dir *dir;    /* (c) a stored directory, or NULL */
-    enum handle_mode mode;     /* (c) of a file */
-    bool writable;             /* (c) */
-    struct text text;          /* (c) snapshot of a virtual file */
-    _Atomic uint64_t shift;    /* (a) events: position less file offset */
+    uint32_t kind;            /* (c) enum virtual_kind; VIRTUAL_NONE for a stored file or directory */
+    uint64_t node;            /* (c) */
+    struct larder_file *file; /* (c) a stored file, or NULL */
+    struct larder_dir *dir;   /* (c) a stored directory, or NULL */
+    enum handle_mode mode;    /* (c) of a file */
+    bool writable;            /* (c) */
+    struct text text;         /* (c) snapshot of a virtual file */
+    _Atomic uint64_t shift;   /* (a) events: position less file offset */
 };
 
 struct handles;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * log: where events of the daemon go. A line is built in one buffer and written by one call, so that lines of
- * several threads never mix. What may never happen: a log call that blocks a request on anything but the sink.
+ * several threads never mix. What may never happen: a log call that blocks a request on anything but the
+ * sink.
  */
 #include "fs/log.h"
 
@@ -41,9 +42,9 @@ static void log_emit(enum larder_log_level level, const char *text)
 
     (void)clock_gettime(CLOCK_REALTIME, &ts);
     (void)gmtime_r(&ts.tv_sec, &tm);
-    bytes = snprintf(line, sizeof(line), "ts=%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ level=%s %s\n", tm.tm_year + 1900,
-                     tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, ts.tv_nsec / 1000000,
-                     log_level_names[level], text);
+    bytes = snprintf(line, sizeof(line), "ts=%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ level=%s %s\n",
+                     tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec,
+                     ts.tv_nsec / 1000000, log_level_names[level], text);
     if (bytes < 0)
         return;
     if ((size_t)bytes >= sizeof(line)) {
@@ -98,8 +99,8 @@ char *log_quote(const char *text, char *out, size_t out_bytes)
 }
 
 /* libfuse ends its messages with a newline and speaks of its own affairs: one event, the message quoted. */
-__attribute__((format(printf, 2, 0)))
-static void log_from_libfuse(enum fuse_log_level level, const char *format, va_list args)
+__attribute__((format(printf, 2, 0))) static void log_from_libfuse(enum fuse_log_level level,
+                                                                   const char *format, va_list args)
 {
     enum larder_log_level ours = level <= FUSE_LOG_ERR       ? LARDER_LOG_ERROR
                                  : level <= FUSE_LOG_WARNING ? LARDER_LOG_WARNING

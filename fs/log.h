@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * log: one structured line an event, `ts=... level=... event=... key=value...`.
- * In the foreground to stderr; in the background, once the mount answers, to syslog. Names of keys never appear.
+ * log: one structured line an event, `ts=... level=... event=... key=value...`. In the foreground to stderr;
+ * in the background, once the mount answers, to syslog. Names of keys never appear.
  */
 #pragma once
 

@@ -22,6 +22,7 @@
 #include "fs/log.h"
 #include "fs/options.h"
 
+#define MOUNTPOINT_TYPE "fuse.larder"
 #define MOUNTPOINT_DEAD_MAX 16 /* dead mounts stacked on one directory that we clear */
 #define KERNEL_MAJOR_MIN 5
 #define KERNEL_MINOR_MIN 4
@@ -84,37 +85,87 @@ static void mountpoint_unescape(char *text)
 
 struct mountpoint_entry {
     char device[MOUNTPOINT_DEVICE_BYTES], type[64];
+    const char *at, *source; /* inside the line */
 };
 
-/* The topmost mount exactly at path; false when there is none. */
-static bool mountpoint_find(const char *path, struct mountpoint_entry *ret_entry)
+/* One line of mountinfo; cuts it up. "... MAJOR:MINOR ROOT AT OPTIONS [FIELDS] - TYPE SOURCE OPTIONS" */
+static bool mountpoint_parse(char *line, struct mountpoint_entry *ret_entry)
+{
+    char *rest = strstr(line, " - "), *at, *source;
+    int start = 0, type_end = 0;
+
+    if (!rest || sscanf(line, "%*d %*d %31s %*s %n", ret_entry->device, &start) != 1 || start == 0 ||
+        sscanf(rest, " - %63s %n", ret_entry->type, &type_end) != 1 || type_end == 0)
+        return false;
+    at = line + start;
+    source = rest + type_end;
+    at[strcspn(at, " ")] = '\0';
+    source[strcspn(source, " \n")] = '\0';
+    mountpoint_unescape(at);
+    mountpoint_unescape(source);
+    ret_entry->at = at;
+    ret_entry->source = source;
+    return true;
+}
+
+/* Calls match for every mount until it says stop (true). */
+static void mountpoint_each(bool (*match)(const struct mountpoint_entry *entry, void *ctx), void *ctx)
 {
     _cleanup_free_ char *line = NULL;
     FILE *f = fopen("/proc/self/mountinfo", "re");
+    struct mountpoint_entry entry;
     size_t line_bytes = 0;
-    bool found = false;
 
     if (!f)
-        return false;
-    while (getline(&line, &line_bytes, f) > 0) {
-        const char *rest = strstr(line, " - ");
-        struct mountpoint_entry entry;
-        int start = 0;
-        char *at;
-
-        if (sscanf(line, "%*d %*d %31s %*s %n", entry.device, &start) != 1 || start == 0 || !rest ||
-            sscanf(rest, " - %63s", entry.type) != 1)
-            continue;
-        at = line + start;
-        at[strcspn(at, " ")] = '\0';
-        mountpoint_unescape(at);
-        if (strcmp(at, path) != 0)
-            continue;
-        found = true; /* later lines lie on top */
-        *ret_entry = entry;
-    }
+        return;
+    while (getline(&line, &line_bytes, f) > 0)
+        if (mountpoint_parse(line, &entry) && match(&entry, ctx))
+            break;
     (void)fclose(f);
-    return found;
+}
+
+struct mountpoint_search {
+    const char *text;
+    struct mountpoint_entry entry;
+    bool found;
+};
+
+static bool mountpoint_match_path(const struct mountpoint_entry *entry, void *ctx)
+{
+    struct mountpoint_search *search = ctx;
+
+    if (strcmp(entry->at, search->text) == 0) {
+        search->found = true;
+        search->entry = *entry;
+    }
+    return false; /* later lines lie on top */
+}
+
+static bool mountpoint_match_source(const struct mountpoint_entry *entry, void *ctx)
+{
+    struct mountpoint_search *search = ctx;
+
+    search->found = strcmp(entry->type, MOUNTPOINT_TYPE) == 0 && strcmp(entry->source, search->text) == 0;
+    return search->found;
+}
+
+/* The topmost mount exactly at path; false when there is none. at and source are gone. */
+static bool mountpoint_find(const char *path, struct mountpoint_entry *ret_entry)
+{
+    struct mountpoint_search search = {.text = path};
+
+    mountpoint_each(mountpoint_match_path, &search);
+    if (search.found)
+        *ret_entry = search.entry;
+    return search.found;
+}
+
+bool mountpoint_has_source(const char *source)
+{
+    struct mountpoint_search search = {.text = source};
+
+    mountpoint_each(mountpoint_match_source, &search);
+    return search.found;
 }
 
 int mountpoint_device(const char *path, char device[MOUNTPOINT_DEVICE_BYTES])
@@ -129,7 +180,8 @@ int mountpoint_device(const char *path, char device[MOUNTPOINT_DEVICE_BYTES])
 
 static int mountpoint_detach_any(const char *path)
 {
-    char *argv[] = {(char *)"fusermount3", (char *)"-u", (char *)"-q", (char *)"-z", (char *)"--", (char *)path, NULL};
+    char *argv[] = {(char *)"fusermount3", (char *)"-u", (char *)"-q", (char *)"-z",
+                    (char *)"--",          (char *)path, NULL};
     pid_t pid;
     int status;
 
@@ -167,15 +219,20 @@ static int mountpoint_clear_dead(const char *path, char *err)
     char quoted[256];
 
     for (int i = 0; i < MOUNTPOINT_DEAD_MAX && mountpoint_is_dead(path); i++) {
-        if (!mountpoint_find(path, &entry) || strcmp(entry.type, "fuse.larder") != 0)
-            return mountpoint_fail(err, -ENOTCONN,
-                                   "mount point %s: a dead mount of another file system is on it (transport endpoint is not "
-                                   "connected); umount it first: fusermount3 -u -z %s", path, path);
+        if (!mountpoint_find(path, &entry) || strcmp(entry.type, MOUNTPOINT_TYPE) != 0)
+            return mountpoint_fail(
+                err, -ENOTCONN,
+                "mount point %s: a dead mount of another file system is on it (transport endpoint is not "
+                "connected); umount it first: fusermount3 -u -z %s",
+                path, path);
         if (mountpoint_detach_any(path) < 0)
-            return mountpoint_fail(err, -ENOTCONN,
-                                   "mount point %s: a dead larder mount is on it and could not be cleared; as its owner or root: "
-                                   "umount -l %s", path, path);
-        log_line(LARDER_LOG_WARNING, "event=dead_mount_cleared mountpoint=%s", log_quote(path, quoted, sizeof(quoted)));
+            return mountpoint_fail(
+                err, -ENOTCONN,
+                "mount point %s: a dead larder mount is on it and could not be cleared; as its owner or root: "
+                "umount -l %s",
+                path, path);
+        log_line(LARDER_LOG_WARNING, "event=dead_mount_cleared mountpoint=%s",
+                 log_quote(path, quoted, sizeof(quoted)));
     }
     return 0;
 }
@@ -192,9 +249,10 @@ static int mountpoint_check_empty(const char *path, char *err)
         empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
     (void)closedir(dir);
     if (!empty)
-        return mountpoint_fail(err, -ENOTEMPTY,
-                               "mount point %s: not empty, its files would be hidden; choose an empty directory or add -o nonempty",
-                               path);
+        return mountpoint_fail(
+            err, -ENOTEMPTY,
+            "mount point %s: not empty, its files would be hidden; choose an empty directory or add -o nonempty",
+            path);
     return 0;
 }
 
@@ -218,15 +276,20 @@ int mountpoint_prepare(const struct fs_options *o, char *err)
     if (r < 0)
         return r;
     if (lstat(path, &st) < 0)
-        return errno == ENOENT ? mountpoint_fail(err, -ENOENT, "mount point %s: missing; create it: mkdir -p %s", path, path)
-                               : mountpoint_fail(err, -errno, "mount point %s: %s", path, strerror(errno));
+        return errno == ENOENT
+                   ? mountpoint_fail(err, -ENOENT, "mount point %s: missing; create it: mkdir -p %s", path,
+                                     path)
+                   : mountpoint_fail(err, -errno, "mount point %s: %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode))
         return mountpoint_fail(err, -ENOTDIR, "mount point %s: not a directory%s", path,
                                S_ISLNK(st.st_mode) ? " but a symbolic link; name what it points to" : "");
     if (mountpoint_find(path, &entry))
-        return mountpoint_fail(err, -EBUSY, "mount point %s: already a mount (%s); umount it first: umount %s", path, entry.type, path);
+        return mountpoint_fail(err, -EBUSY,
+                               "mount point %s: already a mount (%s); umount it first: umount %s", path,
+                               entry.type, path);
     if (mountpoint_contains(path, o->store))
-        return mountpoint_fail(err, -EINVAL, "store %s: lies inside the mount point %s and would be hidden by the mount",
+        return mountpoint_fail(err, -EINVAL,
+                               "store %s: lies inside the mount point %s and would be hidden by the mount",
                                o->store, path);
     if (mountpoint_contains(o->store, path))
         return mountpoint_fail(err, -EINVAL, "mount point %s: lies inside the store %s", path, o->store);
@@ -272,16 +335,20 @@ static int mountpoint_check_user(const struct fs_options *o, char *err)
     if (geteuid() == 0)
         return 0;
     if (!mountpoint_in_path("fusermount3"))
-        return mountpoint_fail(err, -ENOENT,
-                               "fusermount3 not found: users other than root mount by it; install it: apt-get install fuse3");
+        return mountpoint_fail(
+            err, -ENOENT,
+            "fusermount3 not found: users other than root mount by it; install it: apt-get install fuse3");
     if (access("/dev/fuse", R_OK | W_OK) < 0) /* fusermount3 opens it as the user it works for */
-        return mountpoint_fail(err, -EACCES,
-                               "/dev/fuse: %s: it is root's alone here; as root: chmod 666 /dev/fuse (where udev runs, the fuse3 "
-                               "package sees to it)", strerror(errno));
+        return mountpoint_fail(
+            err, -EACCES,
+            "/dev/fuse: %s: it is root's alone here; as root: chmod 666 /dev/fuse (where udev runs, the fuse3 "
+            "package sees to it)",
+            strerror(errno));
     if ((o->allow_other || o->allow_root) && !mountpoint_user_allow_other())
-        return mountpoint_fail(err, -EPERM,
-                               "option %s: for users other than root it needs the line user_allow_other in /etc/fuse.conf",
-                               o->allow_other ? "allow_other" : "allow_root");
+        return mountpoint_fail(
+            err, -EPERM,
+            "option %s: for users other than root it needs the line user_allow_other in /etc/fuse.conf",
+            o->allow_other ? "allow_other" : "allow_root");
     return 0;
 }
 
@@ -292,11 +359,12 @@ int mountpoint_check_machine(const struct fs_options *o, char *err)
 
     if (uname(&uts) == 0 && sscanf(uts.release, "%u.%u", &major, &minor) == 2 &&
         (major < KERNEL_MAJOR_MIN || (major == KERNEL_MAJOR_MIN && minor < KERNEL_MINOR_MIN)))
-        return mountpoint_fail(err, -ENOSYS, "Linux %s: too old, larder needs %d.%d", uts.release, KERNEL_MAJOR_MIN,
-                               KERNEL_MINOR_MIN);
+        return mountpoint_fail(err, -ENOSYS, "Linux %s: too old, larder needs %d.%d", uts.release,
+                               KERNEL_MAJOR_MIN, KERNEL_MINOR_MIN);
     if (access("/dev/fuse", F_OK) < 0)
-        return mountpoint_fail(err, -ENODEV,
-                               "/dev/fuse is missing: load the module (modprobe fuse), or start the container with --device /dev/fuse "
-                               "--cap-add SYS_ADMIN");
+        return mountpoint_fail(
+            err, -ENODEV,
+            "/dev/fuse is missing: load the module (modprobe fuse), or start the container with --device /dev/fuse "
+            "--cap-add SYS_ADMIN");
     return mountpoint_check_user(o, err);
 }

@@ -3,10 +3,10 @@
  * notify: how the kernel's caches learn of what the engine took away (eviction, expiry, purge).
  *
  * The obvious message, FUSE_NOTIFY_INVAL_ENTRY, takes the parent directory's inode lock, and waits for it
- * uninterruptibly. A client that creates or unlinks in that directory holds the lock until we answer it. Should
- * this daemon be killed at that moment, its thread in the kernel keeps /dev/fuse open, the connection is not
- * aborted, and client and daemon wait for each other for good. So for a node nobody has open we use messages
- * that take no directory lock:
+ * uninterruptibly. A client that creates or unlinks in that directory holds the lock until we answer it.
+ * Should this daemon be killed at that moment, its thread in the kernel keeps /dev/fuse open, the connection
+ * is not aborted, and client and daemon wait for each other for good. So for a node nobody has open we use
+ * messages that take no directory lock:
  *   INVAL_INODE (attributes only)  the next stat asks us; core answers ESTALE for a node that is gone, and the
  *                                  kernel then walks the path again with revalidation: a LOOKUP, a miss
  *   PRUNE (Linux 6.18)             drops the unused names of the inode at once and frees its memory
@@ -74,7 +74,8 @@ struct notify_prune_message {
     uint64_t spare;
     uint64_t nodes[NOTIFY_BATCH];
 };
-_Static_assert(offsetof(struct notify_prune_message, nodes) == 32, "fuse_out_header and fuse_notify_prune_out");
+_Static_assert(offsetof(struct notify_prune_message, nodes) == 32,
+               "fuse_out_header and fuse_notify_prune_out");
 
 int notify_new(struct fs *fs, struct notify **ret_notify)
 {
@@ -212,7 +213,8 @@ static void notify_everything(struct notify *n)
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
     r = fuse_lowlevel_notify_increment_epoch(n->fs->session);
 #endif
-    log_line(LARDER_LOG_WARNING, "event=notify_overflow queue=%u epoch=%s", NOTIFY_QUEUE_MAX, r == 0 ? "increased" : "unsupported");
+    log_line(LARDER_LOG_WARNING, "event=notify_overflow queue=%u epoch=%s", NOTIFY_QUEUE_MAX,
+             r == 0 ? "increased" : "unsupported");
 }
 
 static uint32_t notify_take_batch(struct notify *n, struct notify_item *batch, bool *ret_overflow)
@@ -261,7 +263,8 @@ static bool notify_wait(struct notify *n)
     while (n->fresh.count == 0 && !n->overflow && !n->stop) {
         if (n->again.count > 0) {
             uint64_t due_ns = n->again.items[n->again.head].due_ns;
-            struct timespec ts = {.tv_sec = (time_t)(due_ns / NS_PER_S), .tv_nsec = (long)(due_ns % NS_PER_S)};
+            struct timespec ts = {.tv_sec = (time_t)(due_ns / NS_PER_S),
+                                  .tv_nsec = (long)(due_ns % NS_PER_S)};
 
             if (pthread_cond_timedwait(&n->wake, &n->lock, &ts) == ETIMEDOUT)
                 break;

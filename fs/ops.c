@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * ops: names and attributes. Locks (getlk, setlk, flock) are not here on purpose: the kernel keeps them itself, and with
- * one daemon per store it knows all who ask.
+ * ops: names and attributes. Locks (getlk, setlk, flock) are not here on purpose: the kernel keeps them
+ * itself, and with one daemon per store it knows all who ask.
  */
 #include "fs/ops.h"
 
@@ -60,7 +60,8 @@ static void ops_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
         reply_error(&c, -ENOENT);
         return;
     }
-    r = name_bytes > OPS_NAME_MAX ? -ENAMETOOLONG : larder_lookup(c.fs->larder, parent, name, name_bytes, &attr);
+    r = name_bytes > OPS_NAME_MAX ? -ENAMETOOLONG
+                                  : larder_lookup(c.fs->larder, parent, name, name_bytes, &attr);
     if (r == 0)
         reply_entry(&c, &attr);
     else if (r == -ENOENT)
@@ -103,7 +104,8 @@ static void ops_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *f
         return;
     }
     r = larder_getattr(c.fs->larder, ino, &attr);
-    /* A name that leads to a node without names and holders is stale: ESTALE makes the kernel look it up again. */
+    /* A name that leads to a node without names and holders is stale: ESTALE makes the kernel look it up
+     * again. */
     if (r == 0 && attr.nlink == 0 && !fi && !handle_node_is_open(c.fs->handles, ino) && !S_ISDIR(attr.mode))
         r = -ESTALE;
     if (r < 0)
@@ -118,7 +120,8 @@ static int64_t ops_time_ns(const struct timespec *ts)
 
     if (__builtin_mul_overflow((int64_t)ts->tv_sec, (int64_t)NS_PER_S, &ns) ||
         __builtin_add_overflow(ns, (int64_t)ts->tv_nsec, &ns))
-        return ts->tv_sec < 0 ? INT64_MIN : INT64_MAX; /* past what 64-bit nanoseconds hold (1677 to 2262): the nearest */
+        return ts->tv_sec < 0 ? INT64_MIN
+                              : INT64_MAX; /* past what 64-bit nanoseconds hold (1677 to 2262): the nearest */
     return ns;
 }
 
@@ -128,10 +131,14 @@ static unsigned ops_setattr_mask(const struct call *c, int to_set)
         int fuse;
         unsigned larder;
     } map[] = {
-        {FUSE_SET_ATTR_MODE, LARDER_SET_MODE},           {FUSE_SET_ATTR_UID, LARDER_SET_UID},
-        {FUSE_SET_ATTR_GID, LARDER_SET_GID},             {FUSE_SET_ATTR_SIZE, LARDER_SET_SIZE},
-        {FUSE_SET_ATTR_ATIME, LARDER_SET_ATIME},         {FUSE_SET_ATTR_MTIME, LARDER_SET_MTIME},
-        {FUSE_SET_ATTR_ATIME_NOW, LARDER_SET_ATIME_NOW}, {FUSE_SET_ATTR_MTIME_NOW, LARDER_SET_MTIME_NOW},
+        {FUSE_SET_ATTR_MODE, LARDER_SET_MODE},
+        {FUSE_SET_ATTR_UID, LARDER_SET_UID},
+        {FUSE_SET_ATTR_GID, LARDER_SET_GID},
+        {FUSE_SET_ATTR_SIZE, LARDER_SET_SIZE},
+        {FUSE_SET_ATTR_ATIME, LARDER_SET_ATIME},
+        {FUSE_SET_ATTR_MTIME, LARDER_SET_MTIME},
+        {FUSE_SET_ATTR_ATIME_NOW, LARDER_SET_ATIME_NOW},
+        {FUSE_SET_ATTR_MTIME_NOW, LARDER_SET_MTIME_NOW},
         {FUSE_SET_ATTR_CTIME, LARDER_SET_CTIME},
     };
     unsigned set = 0;
@@ -144,9 +151,10 @@ static unsigned ops_setattr_mask(const struct call *c, int to_set)
         set &= ~(unsigned)LARDER_SET_ATIME;
     if (set & LARDER_SET_MTIME_NOW)
         set &= ~(unsigned)LARDER_SET_MTIME;
-    /* With KILLPRIV_V2 the kernel says so for a truncation (its FATTR_KILL_SUIDGID is this bit), and leaves any change of
-     * owner to us: that clears them whoever asks, as chown(2) does. */
-    if (c->fs->kill_priv_by_us && ((to_set & FUSE_SET_ATTR_KILL_SUID) || (set & (LARDER_SET_UID | LARDER_SET_GID))))
+    /* With KILLPRIV_V2 the kernel says so for a truncation (its FATTR_KILL_SUIDGID is this bit), and
+     * leaves any change of owner to us: that clears them whoever asks, as chown(2) does. */
+    if (c->fs->kill_priv_by_us &&
+        ((to_set & FUSE_SET_ATTR_KILL_SUID) || (set & (LARDER_SET_UID | LARDER_SET_GID))))
         set |= LARDER_KILL_PRIV;
     return set;
 }
@@ -172,7 +180,8 @@ static void ops_setattr_run(struct worker_job *job)
         reply_attr(&j->c, &result);
 }
 
-static void ops_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set, struct fuse_file_info *fi)
+static void ops_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *st, int to_set,
+                        struct fuse_file_info *fi)
 {
     struct call c = call_begin(req, LARDER_OP_SETATTR);
     struct ops_setattr_job *j;
@@ -296,8 +305,8 @@ static void ops_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     reply_error(&c, r);
 }
 
-static void ops_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent, const char *new_name,
-                       unsigned flags)
+static void ops_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent,
+                       const char *new_name, unsigned flags)
 {
     struct call c = call_begin(req, LARDER_OP_RENAME);
     int r = ops_check_name(parent, name);
@@ -305,7 +314,8 @@ static void ops_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse
     if (r == 0)
         r = ops_check_name(new_parent, new_name);
     if (r == 0)
-        r = larder_rename(c.fs->larder, parent, name, strlen(name), new_parent, new_name, strlen(new_name), flags);
+        r = larder_rename(c.fs->larder, parent, name, strlen(name), new_parent, new_name, strlen(new_name),
+                          flags);
     reply_error(&c, r);
 }
 
@@ -365,7 +375,8 @@ static void ops_fill_statx(const struct larder_attr *attr, struct statx *stx)
     };
 }
 
-/* The kernel sends it only when the birth time is asked for; ENOSYS for a virtual file would switch it off for all. */
+/* The kernel sends it only when the birth time is asked for; ENOSYS for a virtual file would switch it off
+ * for all. */
 static void ops_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struct fuse_file_info *fi)
 {
     struct call c = call_begin(req, LARDER_OP_GETATTR);
@@ -378,8 +389,13 @@ static void ops_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struc
     (void)mask;
     if (virtual_kind_of(ino) != VIRTUAL_NONE) {
         virtual_stat(c.fs, ino, &st);
-        attr = (struct larder_attr){.ino = ino, .mode = st.st_mode, .nlink = (uint32_t)st.st_nlink, .uid = st.st_uid,
-                                    .gid = st.st_gid, .size_bytes = (uint64_t)st.st_size, .valid_ns = 0};
+        attr = (struct larder_attr){.ino = ino,
+                                    .mode = st.st_mode,
+                                    .nlink = (uint32_t)st.st_nlink,
+                                    .uid = st.st_uid,
+                                    .gid = st.st_gid,
+                                    .size_bytes = (uint64_t)st.st_size,
+                                    .valid_ns = 0};
         attr.atime_ns = attr.mtime_ns = attr.ctime_ns = attr.btime_ns = c.fs->start_wall_ns;
     } else {
         r = larder_getattr(c.fs->larder, ino, &attr);
@@ -415,8 +431,7 @@ const struct fuse_lowlevel_ops ops_table = {
     .rmdir = ops_rmdir,
     .rename = ops_rename,
     .statfs = ops_statfs,
-    OPS_STATX
-    .open = ops_open,
+    OPS_STATX.open = ops_open,
     .create = ops_create,
     .tmpfile = ops_tmpfile,
     .read = ops_read,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * ops_dir: listings. The engine emits entries with a lock held; they are packed straight into the answer's buffer.
- * Listings are not cached by the kernel (cache_readdir): it could not tell that a name it never looked up has expired.
+ * ops_dir: listings. The engine emits entries with a lock held; they are packed straight into the answer's
+ * buffer. Listings are not cached by the kernel (cache_readdir): it could not tell that a name it never
+ * looked up has expired.
  */
 #include "fs/ops.h"
 
@@ -21,7 +22,8 @@ struct ops_listing {
 };
 
 /* larder_emit. "." and ".." always go without a node. */
-static bool ops_emit(void *ctx, const char *name, size_t name_bytes, const struct larder_attr *attr, uint64_t next_offset)
+static bool ops_emit(void *ctx, const char *name, size_t name_bytes, const struct larder_attr *attr,
+                     uint64_t next_offset)
 {
     struct ops_listing *l = ctx;
     struct fuse_entry_param entry = {0};
@@ -84,12 +86,17 @@ static void ops_read_virtual_dir(struct ops_listing *l, uint64_t ino, uint64_t o
             return;
 }
 
-static void ops_readdir_any(fuse_req_t req, uint64_t ino, size_t bytes, uint64_t offset, struct fuse_file_info *fi, bool plus)
+static void ops_readdir_any(fuse_req_t req, uint64_t ino, size_t bytes, uint64_t offset,
+                            struct fuse_file_info *fi, bool plus)
 {
     struct call c = call_begin(req, LARDER_OP_READDIR);
     struct handle *h = handle_from(fi);
     _cleanup_free_ char *buf = malloc(MIN(bytes, OPS_READDIR_BYTES_MAX));
-    struct ops_listing l = {.c = &c, .buf = buf, .bytes = MIN(bytes, OPS_READDIR_BYTES_MAX), .plus = plus, .bare = h->kind != VIRTUAL_NONE};
+    struct ops_listing l = {.c = &c,
+                            .buf = buf,
+                            .bytes = MIN(bytes, OPS_READDIR_BYTES_MAX),
+                            .plus = plus,
+                            .bare = h->kind != VIRTUAL_NONE};
     int r = 0;
 
     if (!buf) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * ops_file: open files. A handle outlives every request on it (the kernel sends RELEASE last), so a worker may use it without
- * a reference. What may never happen: an answer to FLUSH, FSYNC or WRITE before core has done it.
+ * ops_file: open files. A handle outlives every request on it (the kernel sends RELEASE last), so a worker
+ * may use it without a reference. What may never happen: an answer to FLUSH, FSYNC or WRITE before core has
+ * done it.
  */
 #include "fs/ops.h"
 
@@ -45,8 +46,8 @@ static bool ops_is_writable(int flags)
     return (flags & O_ACCMODE) != O_RDONLY;
 }
 
-/* Whether the setuid and setgid bits have to go because of who writes. libfuse before 3.18.3 does not relay what the
- * kernel says; then whoever is not root counts as one without CAP_FSETID. */
+/* Whether the setuid and setgid bits have to go because of who writes. libfuse before 3.18.3 does not
+ * relay what the kernel says; then whoever is not root counts as one without CAP_FSETID. */
 static bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info *fi)
 {
     if (!c->fs->kill_priv_by_us || fi->writepage)
@@ -81,7 +82,8 @@ static void ops_kill_priv_of_open(const struct call *c, struct handle *h, const 
     (void)larder_setattr(c->fs->larder, h->node, h->file, LARDER_SET_SIZE | LARDER_KILL_PRIV, &attr, &attr);
 }
 
-static int ops_open_stored(const struct call *c, uint64_t ino, struct fuse_file_info *fi, struct handle **ret_handle)
+static int ops_open_stored(const struct call *c, uint64_t ino, struct fuse_file_info *fi,
+                           struct handle **ret_handle)
 {
     struct handle *h;
     int r = handle_new(ino, &h);
@@ -96,8 +98,8 @@ static int ops_open_stored(const struct call *c, uint64_t ino, struct fuse_file_
     if (r < 0)
         goto fail;
     ops_kill_priv_of_open(c, h, fi);
-    /* Its shared mappings write to the backing file behind the engine's back: a no-op change makes the value one that
-     * is changed in place, whose checksums are void until its last writer is gone. */
+    /* Its shared mappings write to the backing file behind the engine's back: a no-op change makes the
+     * value one that is changed in place, whose checksums are void until its last writer is gone. */
     if (h->mode == HANDLE_MIXED && (fi->flags & O_ACCMODE) == O_RDWR)
         (void)larder_allocate(h->file, FALLOC_FL_KEEP_SIZE, 0, 1);
     *ret_handle = h;
@@ -182,7 +184,8 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 }
 
 /* parent and name, or without a name: O_TMPFILE. */
-static void ops_create_any(const struct call *c, uint64_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+static void ops_create_any(const struct call *c, uint64_t parent, const char *name, mode_t mode,
+                           struct fuse_file_info *fi)
 {
     const struct fuse_ctx *ctx = fuse_req_ctx(c->req);
     struct larder_cred cred = {.uid = ctx->uid, .gid = ctx->gid, .umask = 0}; /* the kernel applied it */
@@ -193,7 +196,8 @@ static void ops_create_any(const struct call *c, uint64_t parent, const char *na
     if (r < 0)
         goto fail;
     h->writable = ops_is_writable(fi->flags);
-    r = name ? larder_create(c->fs->larder, parent, name, strlen(name), mode, fi->flags, &cred, &attr, &h->file)
+    r = name ? larder_create(c->fs->larder, parent, name, strlen(name), mode, fi->flags, &cred, &attr,
+                             &h->file)
              : larder_tmpfile(c->fs->larder, parent, mode, fi->flags, &cred, &attr, &h->file);
     if (r < 0)
         goto fail_handle;
@@ -244,7 +248,8 @@ static char *ops_payload(fuse_req_t req, size_t bytes)
     size_t payload_bytes;
     void *mr;
 
-    if (fuse_req_is_uring(req) && fuse_req_get_payload(req, &payload, &payload_bytes, &mr) == 0 && payload_bytes >= bytes)
+    if (fuse_req_is_uring(req) && fuse_req_get_payload(req, &payload, &payload_bytes, &mr) == 0 &&
+        payload_bytes >= bytes)
         return payload;
 #else
     (void)req;
@@ -313,11 +318,13 @@ void ops_read(fuse_req_t req, fuse_ino_t ino, size_t bytes, off_t offset, struct
         ops_file_defer(&j, ops_read_run);
 }
 
-void ops_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t bytes, off_t offset, struct fuse_file_info *fi)
+void ops_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t bytes, off_t offset,
+               struct fuse_file_info *fi)
 {
     struct call c = call_begin(req, LARDER_OP_WRITE);
     struct handle *h = handle_from(fi);
-    int r = h->file ? larder_write(h->file, buf, bytes, (uint64_t)offset, ops_must_kill_priv(&c, fi)) : -EBADF;
+    int r =
+        h->file ? larder_write(h->file, buf, bytes, (uint64_t)offset, ops_must_kill_priv(&c, fi)) : -EBADF;
 
     (void)ino;
     if (r < 0)
@@ -393,7 +400,8 @@ static void ops_fsync_run(struct worker_job *job)
 
 void ops_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-    struct ops_file_job j = {.c = call_begin(req, LARDER_OP_FSYNC), .ino = ino, .handle = handle_from(fi), .mode = datasync};
+    struct ops_file_job j = {
+        .c = call_begin(req, LARDER_OP_FSYNC), .ino = ino, .handle = handle_from(fi), .mode = datasync};
 
     if (!j.handle->file)
         reply_error(&j.c, 0);
@@ -408,10 +416,15 @@ static void ops_fallocate_run(struct worker_job *job)
     reply_error(&j->c, larder_allocate(j->handle->file, j->mode, j->offset, j->bytes));
 }
 
-void ops_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t bytes, struct fuse_file_info *fi)
+void ops_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t bytes,
+                   struct fuse_file_info *fi)
 {
-    struct ops_file_job j = {.c = call_begin(req, LARDER_OP_OTHER), .ino = ino, .handle = handle_from(fi), .mode = mode,
-                             .offset = (uint64_t)offset, .bytes = (uint64_t)bytes};
+    struct ops_file_job j = {.c = call_begin(req, LARDER_OP_OTHER),
+                             .ino = ino,
+                             .handle = handle_from(fi),
+                             .mode = mode,
+                             .offset = (uint64_t)offset,
+                             .bytes = (uint64_t)bytes};
 
     if (!j.handle->file)
         reply_error(&j.c, -EBADF);
@@ -431,8 +444,9 @@ static void ops_copy_run(struct worker_job *job)
         reply_written(&j->c, (size_t)copied);
 }
 
-void ops_copy_file_range(fuse_req_t req, fuse_ino_t in_ino, off_t in_offset, struct fuse_file_info *in_fi, fuse_ino_t out_ino,
-                         off_t out_offset, struct fuse_file_info *out_fi, size_t bytes, int flags)
+void ops_copy_file_range(fuse_req_t req, fuse_ino_t in_ino, off_t in_offset, struct fuse_file_info *in_fi,
+                         fuse_ino_t out_ino, off_t out_offset, struct fuse_file_info *out_fi, size_t bytes,
+                         int flags)
 {
     struct ops_file_job j = {.c = call_begin(req, LARDER_OP_OTHER),
                              .ino = in_ino,

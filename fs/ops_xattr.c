@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * ops_xattr: extended attributes. user.larder.* are the engine's, except user.larder.stats of a directory, which is the
- * text of its `.stats`. What the kernel asks for before every write (security.capability) costs nothing.
+ * ops_xattr: extended attributes. user.larder.* are the engine's, except user.larder.stats of a directory,
+ * which is the text of its `.stats`. What the kernel asks for before every write (security.capability) costs
+ * nothing.
  */
 #include "fs/ops.h"
 
@@ -30,8 +31,8 @@ struct ops_xattr_job {
     char name[]; /* terminated, then the value */
 };
 
-static struct ops_xattr_job *ops_xattr_job_new(const struct call *c, uint64_t ino, const char *name, const void *value,
-                                               size_t value_bytes)
+static struct ops_xattr_job *ops_xattr_job_new(const struct call *c, uint64_t ino, const char *name,
+                                               const void *value, size_t value_bytes)
 {
     size_t name_bytes = strlen(name) + 1;
     struct ops_xattr_job *j = malloc(sizeof(*j) + name_bytes + value_bytes);
@@ -56,8 +57,8 @@ static void ops_change_xattr_run(struct worker_job *job)
 }
 
 /* The policy of a directory walks what is below it: a worker's job. Anything else is quick. */
-static void ops_change_xattr(const struct call *c, uint64_t ino, const char *name, const void *value, size_t value_bytes,
-                             int flags, bool remove)
+static void ops_change_xattr(const struct call *c, uint64_t ino, const char *name, const void *value,
+                             size_t value_bytes, int flags, bool remove)
 {
     struct ops_xattr_job *j;
 
@@ -83,7 +84,8 @@ static void ops_change_xattr(const struct call *c, uint64_t ino, const char *nam
         ops_change_xattr_run(&j->job);
 }
 
-void ops_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t bytes, int flags)
+void ops_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t bytes,
+                  int flags)
 {
     struct call c = call_begin(req, LARDER_OP_XATTR);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * options: one row per option decides its name, its accepted form, its default as shown, and how it is set.
- * `-o name=value` and `--name=value` are the same thing. An option nobody knows is refused by name; those of mount(8)
- * and fstab(5) that mean nothing here are accepted and dropped, those that mean something to the kernel are passed on.
+ * `-o name=value` and `--name=value` are the same thing. An option nobody knows is refused by name; those of
+ * mount(8) and fstab(5) that mean nothing here are accepted and dropped, those that mean something to the
+ * kernel are passed on.
  */
 #include "fs/options.h"
 
@@ -17,9 +18,9 @@
 
 struct options_spec {
     const char *name;
-    const char *form;    /* accepted value, or NULL for a flag */
-    const char *what;    /* of the value, for "not a size" */
-    const char *shown;   /* default, for .larder/config and --help */
+    const char *form;  /* accepted value, or NULL for a flag */
+    const char *what;  /* of the value, for "not a size" */
+    const char *shown; /* default, for .larder/config and --help */
     const char *help;
     int (*set)(struct fs_options *o, const char *value);
 };
@@ -33,7 +34,8 @@ static int options_parse_number(const char *text, uint64_t max, uint64_t *ret_va
     for (const char *p = text; *p; p++) {
         if (!isdigit((unsigned char)*p))
             return -EINVAL;
-        if (__builtin_mul_overflow(value, 10u, &value) || __builtin_add_overflow(value, (uint64_t)(*p - '0'), &value))
+        if (__builtin_mul_overflow(value, 10u, &value) ||
+            __builtin_add_overflow(value, (uint64_t)(*p - '0'), &value))
             return -ERANGE;
     }
     if (value > max)
@@ -125,7 +127,8 @@ static int options_set_compress(struct fs_options *o, const char *value)
     o->core.compress = (enum larder_compress)i;
     return 0;
 }
-_Static_assert(LARDER_COMPRESS_AUTO == 0 && LARDER_COMPRESS_LZ4 == 1 && LARDER_COMPRESS_NONE == 2, "order of words");
+_Static_assert(LARDER_COMPRESS_AUTO == 0 && LARDER_COMPRESS_LZ4 == 1 && LARDER_COMPRESS_NONE == 2,
+               "order of words");
 
 static int options_set_big_bytes(struct fs_options *o, const char *value)
 {
@@ -234,28 +237,36 @@ static int options_set_nonempty(struct fs_options *o, const char *value)
 }
 
 static const struct options_spec options_specs[] = {
-    {"quota", "quota=500M, quota=10GiB", "a size", "1GiB", "what the store may take on disk", options_set_quota},
-    {"max_entries", "max_entries=100000", "a number", "0", "bound on the number of keys; 0: none", options_set_max_entries},
-    {"min_free", "min_free=5G, min_free=10%", "a size or a percentage", "0", "to leave free on the host file system",
-     options_set_min_free},
-    {"ttl", "ttl=24h, ttl=7d, ttl=none", "an age", "none", "keys expire this long after their last write", options_set_ttl},
-    {"idle", "idle=30m, idle=2w, idle=none", "an age", "none", "keys expire this long after their last use", options_set_idle},
-    {"compress", "compress=auto, compress=lz4, compress=none", "a way to compress", "auto", "how values are compressed",
-     options_set_compress},
-    {"big_bytes", "big_bytes=256KiB (4KiB to 4MiB)", "a size", "256KiB", "larger values get a file of their own",
-     options_set_big_bytes},
-    {"durability", "durability=close, durability=fsync", "a durability", "close", "fsync: close returns when the value is on the device",
-     options_set_durability},
-    {"io_uring", "io_uring=auto, io_uring=on, io_uring=off", "auto, on or off", "auto", "talk to the kernel over io_uring",
-     options_set_io_uring},
+    {"quota", "quota=500M, quota=10GiB", "a size", "1GiB", "what the store may take on disk",
+     options_set_quota},
+    {"max_entries", "max_entries=100000", "a number", "0", "bound on the number of keys; 0: none",
+     options_set_max_entries},
+    {"min_free", "min_free=5G, min_free=10%", "a size or a percentage", "0",
+     "to leave free on the host file system", options_set_min_free},
+    {"ttl", "ttl=24h, ttl=7d, ttl=none", "an age", "none", "keys expire this long after their last write",
+     options_set_ttl},
+    {"idle", "idle=30m, idle=2w, idle=none", "an age", "none", "keys expire this long after their last use",
+     options_set_idle},
+    {"compress", "compress=auto, compress=lz4, compress=none", "a way to compress", "auto",
+     "how values are compressed", options_set_compress},
+    {"big_bytes", "big_bytes=256KiB (4KiB to 4MiB)", "a size", "256KiB",
+     "larger values get a file of their own", options_set_big_bytes},
+    {"durability", "durability=close, durability=fsync", "a durability", "close",
+     "fsync: close returns when the value is on the device", options_set_durability},
+    {"io_uring", "io_uring=auto, io_uring=on, io_uring=off", "auto, on or off", "auto",
+     "talk to the kernel over io_uring", options_set_io_uring},
     {"passthrough", "passthrough=auto, passthrough=on, passthrough=off", "auto, on or off", "auto",
      "let the kernel read large raw values itself", options_set_passthrough},
-    {"threads", "threads=8 (1 to 1024)", "a number", "10", "threads that serve /dev/fuse", options_set_threads},
-    {"log_level", "log_level=error, warning, info or debug", "a log level", "info", "how much is logged", options_set_log_level},
-    {"fsname", "fsname=NAME", "a name", "the store's path", "first field of /proc/mounts", options_set_fsname},
+    {"threads", "threads=8 (1 to 1024)", "a number", "10", "threads that serve /dev/fuse",
+     options_set_threads},
+    {"log_level", "log_level=error, warning, info or debug", "a log level", "info", "how much is logged",
+     options_set_log_level},
+    {"fsname", "fsname=NAME", "a name", "the store's path", "first field of /proc/mounts",
+     options_set_fsname},
     {"ro", NULL, NULL, "off", "read-only", options_set_ro},
     {"rw", NULL, NULL, "on", "read-write", options_set_rw},
-    {"allow_other", NULL, NULL, "off", "other users may use the mount, by its permission bits", options_set_allow_other},
+    {"allow_other", NULL, NULL, "off", "other users may use the mount, by its permission bits",
+     options_set_allow_other},
     {"allow_root", NULL, NULL, "off", "root may use the mount as well", options_set_allow_root},
     {"nonempty", NULL, NULL, "off", "mount over a directory that is not empty", options_set_nonempty},
 };
@@ -263,16 +274,23 @@ _Static_assert(ARRAY_COUNT(options_specs) <= OPTIONS_ROWS_MAX, "fs_options.given
 
 /* For mount(2), by way of libfuse. A name that ends in '=' takes a value. */
 static const char *const options_kernel[] = {
-    "nosuid", "suid", "nodev", "dev", "noexec", "exec", "async", "sync", "dirsync", "noatime", "nodiratime",
-    "nosymfollow", "context=", "fscontext=", "defcontext=", "rootcontext=",
+    "nosuid",   "suid",       "nodev",       "dev",          "noexec",     "exec",
+    "async",    "sync",       "dirsync",     "noatime",      "nodiratime", "nosymfollow",
+    "context=", "fscontext=", "defcontext=", "rootcontext=",
 };
 
-/* Of mount(8), fstab(5) and systemd.mount(5): nothing to do for us. Names ending in '-' or '=' are prefixes. */
+/* Of mount(8), fstab(5) and systemd.mount(5): nothing to do for us. Names ending in '-' or '=' are
+ * prefixes. */
 static const char *const options_dropped[] = {
-    "defaults", "_netdev", "nofail", "noauto", "auto", "user", "user=", "users", "nouser", "owner", "group", "noowner",
-    "nogroup", "comment=", "x-", "X-", "relatime", "norelatime", "strictatime", "nostrictatime", "atime", "diratime",
-    "lazytime", "nolazytime", "symfollow", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
-    "default_permissions", "uhelper=", "helper=",
+    "defaults",  "_netdev",    "nofail",      "noauto",
+    "auto",      "user",       "user=",       "users",
+    "nouser",    "owner",      "group",       "noowner",
+    "nogroup",   "comment=",   "x-",          "X-",
+    "relatime",  "norelatime", "strictatime", "nostrictatime",
+    "atime",     "diratime",   "lazytime",    "nolazytime",
+    "symfollow", "silent",     "loud",        "mand",
+    "nomand",    "iversion",   "noiversion",  "default_permissions",
+    "uhelper=",  "helper=",
 };
 
 void options_init(struct fs_options *o)
@@ -335,8 +353,9 @@ static int options_set_row(struct fs_options *o, size_t row, const char *value, 
     if (r == -ENOMEM)
         return options_fail(err, "out of memory");
     if (r < 0)
-        return options_fail(err, "option %s=%s: %s%s; write e.g. %s", spec->name, value, r == -ERANGE ? "out of range" : "not ",
-                            r == -ERANGE ? "" : spec->what, spec->form);
+        return options_fail(err, "option %s=%s: %s%s; write e.g. %s", spec->name, value,
+                            r == -ERANGE ? "out of range" : "not ", r == -ERANGE ? "" : spec->what,
+                            spec->form);
     copy = strdup(value ? value : "on");
     if (!copy)
         return options_fail(err, "out of memory");
@@ -352,7 +371,8 @@ static int options_apply(struct fs_options *o, char *option, char *err)
     size_t name_bytes = value ? (size_t)(value - option) : strlen(option);
 
     for (size_t row = 0; row < ARRAY_COUNT(options_specs); row++)
-        if (strlen(options_specs[row].name) == name_bytes && strncmp(options_specs[row].name, option, name_bytes) == 0)
+        if (strlen(options_specs[row].name) == name_bytes &&
+            strncmp(options_specs[row].name, option, name_bytes) == 0)
             return options_set_row(o, row, value ? value + 1 : NULL, err);
     if (options_in_list(option, options_kernel, ARRAY_COUNT(options_kernel))) {
         text_add(&o->kernel, ",%s", option);
@@ -360,7 +380,8 @@ static int options_apply(struct fs_options *o, char *option, char *err)
     }
     if (options_in_list(option, options_dropped, ARRAY_COUNT(options_dropped)))
         return 0;
-    return options_fail(err, "option %.*s: unknown; mount.larder --help lists those there are", (int)name_bytes, option);
+    return options_fail(err, "option %.*s: unknown; mount.larder --help lists those there are",
+                        (int)name_bytes, option);
 }
 
 /* A -o list: commas separate, a backslash takes the next character as it is. */
@@ -428,11 +449,14 @@ static int options_apply_short(struct fs_options *o, const char *arg, const char
             o->action = OPTIONS_VERSION;
             return 1;
         case 'r':
-            o->core.read_only = true;
+        case 'w': {
+            char name[] = {'r', *p == 'r' ? 'o' : 'w', '\0'};
+            int r = options_apply(o, name, err);
+
+            if (r < 0)
+                return r;
             break;
-        case 'w':
-            o->core.read_only = false;
-            break;
+        }
         case 's': /* sloppy, no mtab, verbose: mount(8) may pass them to any helper */
         case 'n':
         case 'v':
@@ -466,7 +490,8 @@ int options_parse(struct fs_options *o, int argc, char **argv, char *err)
 
         if (only_operands || arg[0] != '-' || arg[1] == '\0') {
             if (operand_count == 2)
-                return options_fail(err, "%s: one argument too many; usage: mount.larder STORE MOUNTPOINT [-o options]", arg);
+                return options_fail(
+                    err, "%s: one argument too many; usage: mount.larder STORE MOUNTPOINT [-o options]", arg);
             operands[operand_count++] = arg;
         } else if (strcmp(arg, "--") == 0) {
             only_operands = true;
@@ -544,6 +569,7 @@ bool options_row(const struct fs_options *o, unsigned i, const char **ret_name, 
     *ret_source = o->given[i] ? "command line" : "default";
     if (options_specs[i].set == options_set_fsname && !o->given[i])
         *ret_value = o->store;
+    /* The two are one setting: whichever was given tells its source. */
     if (options_specs[i].set == options_set_ro)
         *ret_value = o->core.read_only ? "on" : "off";
     if (options_specs[i].set == options_set_rw)

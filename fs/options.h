@@ -18,15 +18,15 @@ enum options_action { OPTIONS_MOUNT, OPTIONS_HELP, OPTIONS_VERSION };
 
 struct fs_options {
     struct larder_options core;
-    char *store, *mountpoint;      /* absolute after options_resolve */
+    char *store, *mountpoint; /* absolute after options_resolve */
     enum tri io_uring, passthrough;
-    unsigned threads;              /* 0: libfuse's choice */
+    unsigned threads; /* 0: libfuse's choice */
     enum larder_log_level log_level;
     bool allow_other, allow_root, nonempty;
     bool foreground, debug;
-    unsigned min_free_percent;     /* of the host file system; 0: min_free_bytes is it */
-    char *fsname;                  /* NULL: the store's path */
-    struct text kernel;            /* ",opt,opt": for mount(2), through libfuse */
+    unsigned min_free_percent; /* of the host file system; 0: min_free_bytes is it */
+    char *fsname;              /* NULL: the store's path */
+    struct text kernel;        /* ",opt,opt": for mount(2), through libfuse */
     enum options_action action;
     char *given[OPTIONS_ROWS_MAX]; /* what the command line says, per row */
 };

@@ -2,10 +2,10 @@
 /*
  * reply: what an answer looks like to the kernel, above all how long it may keep it.
  *
- * A name or attribute without a deadline is kept until notify takes it back. One with a deadline is kept until a little
- * before it (REPLY_EARLY_NS): the kernel counts from the arrival of the answer, in ticks, so without that an expired key could
- * be served. When the engine took anything away while it was answering, the answer is not kept at all: the
- * notification may overtake it.
+ * A name or attribute without a deadline is kept until notify takes it back. One with a deadline is kept
+ * until a little before it (REPLY_EARLY_NS): the kernel counts from the arrival of the answer, in ticks, so
+ * without that an expired key could be served. When the engine took anything away while it was answering, the
+ * answer is not kept at all: the notification may overtake it.
  */
 #include "fs/reply.h"
 
@@ -38,8 +38,9 @@ void reply_count(const struct call *c)
 /* What clients get in the course of ordinary life. ENOSPC and EIO, and what is not here, are counted. */
 static bool reply_is_expected(int error)
 {
-    static const int expected[] = {ENOENT, EEXIST, ENODATA, ENOTEMPTY, EPERM, EACCES, EISDIR, ENOTDIR, ERANGE, EINVAL, ESTALE,
-                                   ENAMETOOLONG, EOPNOTSUPP, ENOSYS, ENXIO, EROFS, EXDEV, ELOOP, EBUSY, EMLINK, EFBIG, E2BIG};
+    static const int expected[] = {ENOENT, EEXIST, ENODATA, ENOTEMPTY,    EPERM,      EACCES, EISDIR, ENOTDIR,
+                                   ERANGE, EINVAL, ESTALE,  ENAMETOOLONG, EOPNOTSUPP, ENOSYS, ENXIO,  EROFS,
+                                   EXDEV,  ELOOP,  EBUSY,   EMLINK,       EFBIG,      E2BIG};
 
     for (size_t i = 0; i < ARRAY_COUNT(expected); i++)
         if (expected[i] == error)
@@ -76,8 +77,8 @@ void reply_fill_stat(const struct larder_attr *attr, struct stat *ret_stat)
         .st_blocks = (blkcnt_t)((attr->disk_bytes + 511) / 512),
         .st_blksize = 4096,
     };
-#define REPLY_TIME(field, ns)                                                             \
-    ret_stat->field.tv_sec = (ns) / (int64_t)NS_PER_S - ((ns) % (int64_t)NS_PER_S < 0);    \
+#define REPLY_TIME(field, ns)                                                           \
+    ret_stat->field.tv_sec = (ns) / (int64_t)NS_PER_S - ((ns) % (int64_t)NS_PER_S < 0); \
     ret_stat->field.tv_nsec = ((ns) % (int64_t)NS_PER_S + (int64_t)NS_PER_S) % (int64_t)NS_PER_S
     REPLY_TIME(st_atim, attr->atime_ns);
     REPLY_TIME(st_mtim, attr->mtime_ns);
@@ -94,11 +95,13 @@ static double reply_valid_s(const struct call *c, uint64_t valid_ns)
     return valid_ns > REPLY_EARLY_NS ? (double)(valid_ns - REPLY_EARLY_NS) / 1e9 : 0.0;
 }
 
-void reply_fill_entry(const struct call *c, const struct larder_attr *attr, struct fuse_entry_param *ret_entry)
+void reply_fill_entry(const struct call *c, const struct larder_attr *attr,
+                      struct fuse_entry_param *ret_entry)
 {
     double valid_s = reply_valid_s(c, attr->valid_ns);
 
-    *ret_entry = (struct fuse_entry_param){.ino = attr->ino, .attr_timeout = valid_s, .entry_timeout = valid_s};
+    *ret_entry =
+        (struct fuse_entry_param){.ino = attr->ino, .attr_timeout = valid_s, .entry_timeout = valid_s};
     reply_fill_stat(attr, &ret_entry->attr);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * reply: one request from its first line to its one answer. Here, and only here, -errno becomes what FUSE wants,
- * latency is taken and unexpected errors are counted.
+ * reply: one request from its first line to its one answer. Here, and only here, -errno becomes what FUSE
+ * wants, latency is taken and unexpected errors are counted.
  */
 #pragma once
 
@@ -35,7 +35,8 @@ void reply_xattr(const struct call *c, const void *data, size_t bytes, size_t si
 bool reply_open(const struct call *c, const struct fuse_file_info *fi);
 bool reply_create(const struct call *c, const struct larder_attr *attr, const struct fuse_file_info *fi);
 
-void reply_fill_entry(const struct call *c, const struct larder_attr *attr, struct fuse_entry_param *ret_entry);
+void reply_fill_entry(const struct call *c, const struct larder_attr *attr,
+                      struct fuse_entry_param *ret_entry);
 void reply_fill_stat(const struct larder_attr *attr, struct stat *ret_stat);
 /* Counts latency for an answer sent by other means. */
 void reply_count(const struct call *c);

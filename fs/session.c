@@ -5,11 +5,13 @@
  *   larder_open → mount → loop ⇢ INIT → the ready thread stats the mount point through the kernel → larder_start,
  *   parent told → ... → signal or umount → stop → larder_close
  *
- * Stop by signal: the mount leaves the tree (new paths do not reach it), no request goes to a worker any more, the
- * notify thread ends while the session still serves (it may wait for a directory that a request holds), the workers
- * finish, then the loop ends. Only then the engine closes. Further signals change nothing.
+ * Stop by signal: the mount leaves the tree (new paths do not reach it), no request goes to a worker any
+ * more, the notify thread ends while the session still serves (it may wait for a directory that a request
+ * holds), the workers finish, then the loop ends. Only then the engine closes. Further signals change
+ * nothing.
  *
- * What may never happen: the parent told "ready" before a request was answered; larder_close with a request running.
+ * What may never happen: the parent told "ready" before a request was answered; larder_close with a request
+ * running.
  */
 #include "fs/session.h"
 
@@ -30,20 +32,23 @@
 #include "fs/ops.h"
 
 #define SESSION_URING_PARAMETER "/sys/module/fuse/parameters/enable_uring"
-#define SESSION_URING_DEPTH 32        /* requests under way per core, those that wait in workers included */
-#define SESSION_URING_WAIT_MS 2000    /* for the rings to be set up */
+#define SESSION_URING_DEPTH 32     /* requests under way per core, those that wait in workers included */
+#define SESSION_URING_WAIT_MS 2000 /* for the rings to be set up */
 #define SESSION_KICK_MS 20
+#define SESSION_BUSY_WAIT_MS 10000 /* for the daemon of a mount that was just unmounted */
+#define SESSION_BUSY_STEP_MS 20
 #define SESSION_CAP_SYS_ADMIN 21
 #define SESSION_EXIT_FAILED 1
 
 struct session {
     struct fs fs;
     int ready_fd;
-    bool io_uring_asked;         /* (c) of libfuse */
+    bool io_uring_asked;                  /* (c) of libfuse */
     char device[MOUNTPOINT_DEVICE_BYTES]; /* (c) after ready */
     pthread_t loop_thread, signal_thread, ready_thread;
     _Atomic bool loop_ended;
-    _Atomic bool failed;         /* the daemon stops because something went wrong */
+    _Atomic bool answered; /* the ready thread's request came back */
+    _Atomic bool failed;   /* the daemon stops because something went wrong */
 };
 
 /* The error of a mount that does not come to be: to a person, and to whoever reads logs. */
@@ -88,7 +93,8 @@ static const char *session_uring_obstacle(void)
 {
 #if HAVE_FUSE_URING && FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
     if (!session_kernel_uring())
-        return "the kernel has it not enabled; as root: echo Y > " SESSION_URING_PARAMETER " (Linux 6.14 or newer)";
+        return "the kernel has it not enabled; as root: echo Y > " SESSION_URING_PARAMETER
+               " (Linux 6.14 or newer)";
     return NULL;
 #else
     return "this libfuse has no io_uring; build with libfuse 3.18 or newer and liburing-dev";
@@ -103,7 +109,9 @@ static int session_decide_uring(struct session *s)
     if (wanted == TRI_ON && obstacle)
         return session_fail("option io_uring=on", obstacle);
     s->io_uring_asked = wanted != TRI_OFF && !obstacle;
-    s->fs.io_uring.reason = wanted == TRI_OFF ? "switched off by option" : obstacle ? obstacle : "enabled in kernel and libfuse";
+    s->fs.io_uring.reason = wanted == TRI_OFF ? "switched off by option"
+                            : obstacle        ? obstacle
+                                              : "enabled in kernel and libfuse";
     return 0;
 }
 
@@ -142,10 +150,12 @@ void session_init(void *userdata, struct fuse_conn_info *conn)
     struct fs *fs = userdata;
 
     CHECK_OBJ(fs, FS_MAGIC);
-    /* This daemon is the only writer: pages stay valid until it says otherwise, whatever happens to mtime and size. */
+    /* This daemon is the only writer: pages stay valid until it says otherwise, whatever happens to mtime
+     * and size. */
     session_want(conn, FUSE_CAP_AUTO_INVAL_DATA, false);
     session_want(conn, FUSE_CAP_EXPLICIT_INVAL_DATA, true);
-    session_want(conn, FUSE_CAP_WRITEBACK_CACHE, false); /* the quota has to see every write before it is accepted */
+    session_want(conn, FUSE_CAP_WRITEBACK_CACHE,
+                 false); /* the quota has to see every write before it is accepted */
     session_want(conn, FUSE_CAP_PARALLEL_DIROPS, true);
     session_want(conn, FUSE_CAP_READDIRPLUS, true);
     session_want(conn, FUSE_CAP_READDIRPLUS_AUTO, true);
@@ -171,6 +181,7 @@ void session_init(void *userdata, struct fuse_conn_info *conn)
 #endif
     conn->no_interrupt = 1; /* nothing here can be interrupted */
     fs->proto_minor = conn->proto_minor;
+    atomic_store(&fs->agreed, true);
 }
 
 /* ---- threads beside the loop ---- */
@@ -208,7 +219,8 @@ static void session_no_op(int sig)
     (void)sig;
 }
 
-/* libfuse's loop waits in sem_wait; before 3.18 only a signal to its thread makes it look at the exit flag. */
+/* libfuse's loop waits in sem_wait; before 3.18 only a signal to its thread makes it look at the exit
+ * flag. */
 static void session_end_loop(struct session *s)
 {
     fuse_session_exit(s->fs.session);
@@ -221,10 +233,12 @@ static void session_end_loop(struct session *s)
 static void session_stop(struct session *s)
 {
     struct fs *fs = &s->fs;
+    int r;
 
     session_sd_notify("STOPPING=1");
-    if (mountpoint_detach(fs->opts->mountpoint, s->device) < 0)
-        log_line(LARDER_LOG_WARNING, "event=unmount_failed error=%d", errno);
+    r = mountpoint_detach(fs->opts->mountpoint, s->device);
+    if (r < 0)
+        log_line(LARDER_LOG_WARNING, "event=unmount_failed error=%d", -r);
     atomic_store(&fs->stopping, true);
     notify_stop(fs->notify);
     worker_drain(fs->worker);
@@ -262,12 +276,16 @@ static int session_prove(struct session *s)
     for (unsigned waited_ms = 0;; waited_ms += 10) {
         if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) < 0)
             return -errno;
+        /* What answers before INIT is done, or is no mount, is the directory beneath: unmounted meanwhile. */
+        if (!atomic_load(&s->fs.agreed) || (!s->device[0] && mountpoint_device(path, s->device) < 0))
+            return -ENOENT;
         if (!s->io_uring_asked || atomic_load(&s->fs.uring_seen) || waited_ms >= SESSION_URING_WAIT_MS)
             break;
         session_sleep_ms(10);
     }
     if (s->io_uring_asked && !atomic_load(&s->fs.uring_seen)) {
-        s->fs.io_uring.reason = "libfuse could not set up its rings (memory or descriptor limits); -d tells more";
+        s->fs.io_uring.reason =
+            "libfuse could not set up its rings (memory or descriptor limits); -d tells more";
         if (s->fs.opts->io_uring == TRI_ON) {
             (void)session_fail("option io_uring=on", s->fs.io_uring.reason);
             return -ENOTSUP;
@@ -277,7 +295,7 @@ static int session_prove(struct session *s)
         (void)session_fail("option passthrough=on", s->fs.passthrough.reason);
         return -ENOTSUP;
     }
-    return mountpoint_device(path, s->device);
+    return 0;
 }
 
 static void session_announce(struct session *s)
@@ -286,11 +304,12 @@ static void session_announce(struct session *s)
 
     if (!s->fs.opts->foreground)
         log_to_syslog();
-    log_line(LARDER_LOG_INFO, "event=mounted store=%s mountpoint=%s io_uring=%s passthrough=%s version=%s libfuse=%s",
+    log_line(LARDER_LOG_INFO,
+             "event=mounted store=%s mountpoint=%s io_uring=%s passthrough=%s version=%s libfuse=%s",
              log_quote(s->fs.opts->store, store, sizeof(store)),
              log_quote(s->fs.opts->mountpoint, mountpoint, sizeof(mountpoint)),
-             atomic_load(&s->fs.uring_seen) ? "on" : "off", s->fs.passthrough.active ? "on" : "off", LARDER_VERSION,
-             fuse_pkgversion());
+             atomic_load(&s->fs.uring_seen) ? "on" : "off", s->fs.passthrough.active ? "on" : "off",
+             LARDER_VERSION, fuse_pkgversion());
     session_sd_notify("READY=1");
     if (s->ready_fd >= 0 && write(s->ready_fd, "R", 1) != 1)
         log_line(LARDER_LOG_WARNING, "event=parent_gone");
@@ -309,12 +328,17 @@ static void *session_ready_main(void *arg)
     struct session *s = arg;
     int r = session_prove(s);
 
+    atomic_store(&s->answered, true);
     if (r == 0)
         r = notify_start(s->fs.notify);
     if (r == 0)
         r = larder_start(s->fs.larder);
     if (r == 0) {
         session_announce(s);
+        return NULL;
+    }
+    if (r == -ENOENT) { /* the loop ends by itself; nothing failed */
+        log_line(LARDER_LOG_INFO, "event=unmounted_before_ready");
         return NULL;
     }
     if (r != -ENOTSUP)
@@ -336,12 +360,14 @@ static bool session_options(const struct session *s, char **opts)
         return false;
     (void)snprintf(depth, sizeof(depth), "io_uring_q_depth=%d", SESSION_URING_DEPTH);
     return fuse_opt_add_opt_escaped(opts, fsname) == 0 && fuse_opt_add_opt(opts, "subtype=larder") == 0 &&
-           fuse_opt_add_opt(opts, "default_permissions") == 0 && fuse_opt_add_opt(opts, o->kernel.data + 1) == 0 &&
+           fuse_opt_add_opt(opts, "default_permissions") == 0 &&
+           fuse_opt_add_opt(opts, o->kernel.data + 1) == 0 &&
            (!o->core.read_only || fuse_opt_add_opt(opts, "ro") == 0) &&
            (!o->allow_other || fuse_opt_add_opt(opts, "allow_other") == 0) &&
            (!o->allow_root || o->allow_other || fuse_opt_add_opt(opts, "allow_root") == 0) &&
            (!o->debug || fuse_opt_add_opt(opts, "debug") == 0) &&
-           (!s->io_uring_asked || (fuse_opt_add_opt(opts, "io_uring") == 0 && fuse_opt_add_opt(opts, depth) == 0));
+           (!s->io_uring_asked ||
+            (fuse_opt_add_opt(opts, "io_uring") == 0 && fuse_opt_add_opt(opts, depth) == 0));
 }
 
 static int session_mount(struct session *s)
@@ -349,8 +375,8 @@ static int session_mount(struct session *s)
     struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
     _cleanup_free_ char *opts = NULL;
 
-    if (!session_options(s, &opts) || fuse_opt_add_arg(&args, "mount.larder") < 0 || fuse_opt_add_arg(&args, "-o") < 0 ||
-        fuse_opt_add_arg(&args, opts) < 0) {
+    if (!session_options(s, &opts) || fuse_opt_add_arg(&args, "mount.larder") < 0 ||
+        fuse_opt_add_arg(&args, "-o") < 0 || fuse_opt_add_arg(&args, opts) < 0) {
         fuse_opt_free_args(&args);
         return session_fail("out of memory", NULL);
     }
@@ -368,8 +394,10 @@ static int session_mount(struct session *s)
 
 static int session_open_engine(struct session *s)
 {
-    struct larder_callbacks callbacks = {.name_gone = notify_name_gone, .node_changed = notify_node_changed,
-                                         .log = log_from_larder, .ctx = &s->fs};
+    struct larder_callbacks callbacks = {.name_gone = notify_name_gone,
+                                         .node_changed = notify_node_changed,
+                                         .log = log_from_larder,
+                                         .ctx = &s->fs};
     char err[LARDER_ERROR_BYTES] = "";
     int r = handles_new(&s->fs.handles);
 
@@ -379,7 +407,12 @@ static int session_open_engine(struct session *s)
         r = notify_new(&s->fs, &s->fs.notify);
     if (r < 0)
         return session_fail("out of memory", NULL);
-    r = larder_open(s->fs.opts->store, &s->fs.opts->core, &callbacks, &s->fs.larder, err);
+    for (unsigned waited_ms = 0;; waited_ms += SESSION_BUSY_STEP_MS) {
+        r = larder_open(s->fs.opts->store, &s->fs.opts->core, &callbacks, &s->fs.larder, err);
+        if (r != -EBUSY || waited_ms >= SESSION_BUSY_WAIT_MS || mountpoint_has_source(s->fs.opts->store))
+            break;
+        session_sleep_ms(SESSION_BUSY_STEP_MS); /* umount(8) returns before its daemon has finished */
+    }
     if (r < 0)
         return session_fail(*err ? err : s->fs.opts->store, *err ? NULL : strerror(-r));
     return 0;
@@ -416,6 +449,27 @@ static void session_set_signals(void)
     (void)sigaction(SIGUSR1, &wake, NULL);
 }
 
+/* The kernel and libfuse did not agree, and the ready thread waits for an answer that only the end of this
+ * process brings. Nothing was changed in the store, so it is left as after a kill. */
+__attribute__((noreturn)) static void session_die(struct session *s)
+{
+    if (mountpoint_device(s->fs.opts->mountpoint, s->device) == 0)
+        (void)mountpoint_detach(s->fs.opts->mountpoint, s->device);
+    _exit(session_fail("the kernel and libfuse do not agree", "see above"));
+}
+
+/* What session_stop does for a signal, when the loop has ended by itself. */
+static void session_end(struct session *s)
+{
+    (void)pthread_join(s->ready_thread, NULL);
+    session_sd_notify("STOPPING=1");
+    atomic_store(&s->fs.stopping, true);
+    notify_stop(s->fs.notify);
+    if (s->device[0])
+        (void)mountpoint_detach(s->fs.opts->mountpoint,
+                                s->device); /* an aborted connection leaves a dead mount */
+}
+
 /* Loop and threads; on return nothing runs but this thread, and the mount is gone. */
 static int session_serve(struct session *s)
 {
@@ -428,20 +482,16 @@ static int session_serve(struct session *s)
         return session_fail("no thread to be had", strerror(EAGAIN)); /* exit ends the other */
     r = session_loop(s);
     atomic_store(&s->loop_ended, true);
+    if (r != 0)
+        log_line(LARDER_LOG_ERROR, "event=loop_failed error=%d", r);
+    if (r != 0 && !atomic_load(&s->answered))
+        session_die(s);
     (void)pthread_kill(s->signal_thread, SIGHUP); /* from sigwait */
     (void)pthread_join(s->signal_thread, NULL);
-    if (!atomic_load(&s->fs.stopping)) { /* unmounted or aborted: no signal */
-        (void)pthread_join(s->ready_thread, NULL);
-        session_sd_notify("STOPPING=1");
-        atomic_store(&s->fs.stopping, true);
-        notify_stop(s->fs.notify);
-        if (s->device[0])
-            (void)mountpoint_detach(s->fs.opts->mountpoint, s->device); /* an aborted connection leaves a dead mount */
-    }
+    if (!atomic_load(&s->fs.stopping)) /* unmounted or aborted: no signal */
+        session_end(s);
     worker_drain(s->fs.worker);
-    if (r < 0 && !atomic_load(&s->fs.stopping))
-        log_line(LARDER_LOG_ERROR, "event=loop_failed error=%d", -r);
-    return atomic_load(&s->failed) ? SESSION_EXIT_FAILED : 0;
+    return r != 0 || atomic_load(&s->failed) ? SESSION_EXIT_FAILED : 0;
 }
 
 static void session_free(struct session *s)

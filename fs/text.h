@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* text: a growing text, for snapshots and option strings. A failed allocation is remembered, not reported each time. */
+/* text: a growing text, for snapshots and option strings. A failed allocation is remembered, not reported
+ * each time. */
 #pragma once
 
 #include <stdbool.h>

@@ -2,8 +2,8 @@
 /*
  * virtual: numbers, attributes and texts of the files that are not stored.
  *
- * Numbers have bit 63 set; the engine's never have (generation < 2^31). `.stats` of directory D is D with that bit.
- * The files of .larder take slots the engine cannot have.
+ * Numbers have bit 63 set; the engine's never have (generation < 2^31). `.stats` of directory D is D with
+ * that bit. The files of .larder take slots the engine cannot have.
  *
  * Lines and series come from LARDER_STATS alone, so a number exists everywhere or nowhere. Names are stable.
  */
@@ -75,7 +75,9 @@ void virtual_stat(struct fs *fs, uint64_t ino, struct stat *ret_stat)
 
     *ret_stat = (struct stat){
         .st_ino = ino,
-        .st_mode = kind == VIRTUAL_DIRECTORY ? S_IFDIR | 0555 : kind == VIRTUAL_EVENTS ? S_IFREG | 0400 : S_IFREG | 0444,
+        .st_mode = kind == VIRTUAL_DIRECTORY ? S_IFDIR | 0555
+                   : kind == VIRTUAL_EVENTS  ? S_IFREG | 0400
+                                             : S_IFREG | 0444,
         .st_nlink = kind == VIRTUAL_DIRECTORY ? 2 : 1,
         .st_uid = fs->uid,
         .st_gid = fs->gid,
@@ -178,22 +180,24 @@ static void virtual_add_json(const struct larder_stats *s, struct text *t)
     for (int op = 0; op < LARDER_OP_COUNT; op++) {
         const struct larder_latency *h = &s->latency[op];
 
-        text_add(t, "    \"%s\": {\"count\": %llu, \"total_ns\": %llu, \"p50_ns\": %llu, \"p99_ns\": %llu, \"max_ns\": %llu}%s\n",
-                 larder_op_names[op], (unsigned long long)h->count, (unsigned long long)h->total_ns,
-                 (unsigned long long)larder_latency_percentile(h, 50),
-                 (unsigned long long)larder_latency_percentile(h, 99), (unsigned long long)h->max_ns,
-                 op + 1 < LARDER_OP_COUNT ? "," : "");
+        text_add(
+            t,
+            "    \"%s\": {\"count\": %llu, \"total_ns\": %llu, \"p50_ns\": %llu, \"p99_ns\": %llu, \"max_ns\": %llu}%s\n",
+            larder_op_names[op], (unsigned long long)h->count, (unsigned long long)h->total_ns,
+            (unsigned long long)larder_latency_percentile(h, 50),
+            (unsigned long long)larder_latency_percentile(h, 99), (unsigned long long)h->max_ns,
+            op + 1 < LARDER_OP_COUNT ? "," : "");
     }
-    text_add(t, "  },\n  \"hit_ratio\": %.4f,\n  \"compression_ratio\": %.4f,\n  \"full_ratio\": %.4f\n}\n", ratios.hit,
-             ratios.compression, ratios.full);
+    text_add(t, "  },\n  \"hit_ratio\": %.4f,\n  \"compression_ratio\": %.4f,\n  \"full_ratio\": %.4f\n}\n",
+             ratios.hit, ratios.compression, ratios.full);
 }
 
 enum virtual_metric { VIRTUAL_METRIC_COUNTER, VIRTUAL_METRIC_GAUGE };
 enum virtual_unit { VIRTUAL_UNIT_COUNT, VIRTUAL_UNIT_BYTES, VIRTUAL_UNIT_NS };
 
 /* Prometheus names: base units, counters end in _total. */
-static void virtual_add_metric(struct text *t, enum virtual_metric metric, enum virtual_unit unit, const char *name,
-                               const char *help, uint64_t value)
+static void virtual_add_metric(struct text *t, enum virtual_metric metric, enum virtual_unit unit,
+                               const char *name, const char *help, uint64_t value)
 {
     size_t stem = strlen(name);
     const char *unit_suffix = "", *suffix = metric == VIRTUAL_METRIC_COUNTER ? "_total" : "";
@@ -203,8 +207,8 @@ static void virtual_add_metric(struct text *t, enum virtual_metric metric, enum 
         stem -= 3; /* "_ns" */
         unit_suffix = "_seconds";
     }
-    text_add(t, "# HELP larder_%.*s%s%s %s\n# TYPE larder_%.*s%s%s %s\n", (int)stem, name, unit_suffix, suffix, help,
-             (int)stem, name, unit_suffix, suffix, type);
+    text_add(t, "# HELP larder_%.*s%s%s %s\n# TYPE larder_%.*s%s%s %s\n", (int)stem, name, unit_suffix,
+             suffix, help, (int)stem, name, unit_suffix, suffix, type);
     if (unit == VIRTUAL_UNIT_NS)
         text_add(t, "larder_%.*s%s%s %.9f\n", (int)stem, name, unit_suffix, suffix, (double)value / 1e9);
     else
@@ -231,9 +235,11 @@ static void virtual_add_metrics(const struct larder_stats *s, struct text *t)
                      (double)(512ull << i) / 1e9, (unsigned long long)below);
         }
         below += h->buckets[LARDER_LATENCY_BUCKETS - 1];
-        text_add(t, "larder_request_duration_seconds_bucket{op=\"%s\",le=\"+Inf\"} %llu\n", name, (unsigned long long)below);
+        text_add(t, "larder_request_duration_seconds_bucket{op=\"%s\",le=\"+Inf\"} %llu\n", name,
+                 (unsigned long long)below);
         text_add(t, "larder_request_duration_seconds_sum{op=\"%s\"} %.9f\n", name, (double)h->total_ns / 1e9);
-        text_add(t, "larder_request_duration_seconds_count{op=\"%s\"} %llu\n", name, (unsigned long long)below);
+        text_add(t, "larder_request_duration_seconds_count{op=\"%s\"} %llu\n", name,
+                 (unsigned long long)below);
     }
 }
 
@@ -275,8 +281,8 @@ int virtual_snapshot(struct fs *fs, struct handle *h)
     return r < 0 ? r : h->text.failed ? -ENOMEM : 0;
 }
 
-/* File offsets are the engine's positions, except that a reader who starts below what is still kept reads on from there:
- * then, and from then on, its offsets lie h->shift below. */
+/* File offsets are the engine's positions, except that a reader who starts below what is still kept reads
+ * on from there: then, and from then on, its offsets lie h->shift below. */
 static void virtual_read_events(struct fs *fs, struct handle *h, char *buf, size_t bytes, uint64_t offset,
                                 size_t *ret_bytes)
 {
@@ -286,8 +292,8 @@ static void virtual_read_events(struct fs *fs, struct handle *h, char *buf, size
     atomic_store(&h->shift, position > offset ? position - offset : 0);
 }
 
-void virtual_read(struct fs *fs, struct handle *h, char *buf, size_t bytes, uint64_t offset, const char **ret_data,
-                  size_t *ret_bytes)
+void virtual_read(struct fs *fs, struct handle *h, char *buf, size_t bytes, uint64_t offset,
+                  const char **ret_data, size_t *ret_bytes)
 {
     *ret_data = buf;
     *ret_bytes = 0;

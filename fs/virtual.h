@@ -35,7 +35,7 @@ int virtual_snapshot(struct fs *fs, struct handle *h);
 /* The text of a directory's .stats. */
 int virtual_stats_text(struct fs *fs, uint64_t directory, struct text *t);
 /* Bytes of the text at offset, or of the events. *ret_data may point into buf or into h. */
-void virtual_read(struct fs *fs, struct handle *h, char *buf, size_t bytes, uint64_t offset, const char **ret_data,
-                  size_t *ret_bytes);
+void virtual_read(struct fs *fs, struct handle *h, char *buf, size_t bytes, uint64_t offset,
+                  const char **ret_data, size_t *ret_bytes);
 /* The i-th name in .larder and its number; NULL past the last. */
 const char *virtual_entry(unsigned i, uint64_t *ret_ino);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * worker: a FIFO of jobs and threads that start when all others are busy, up to WORKER_THREADS_MAX; they stay.
+ * worker: a FIFO of jobs and threads that start when all others are busy, up to WORKER_THREADS_MAX; they
+ * stay.
  *
  * Invariant W1: a queued job is seen by a thread that is idle, or by one that will be when its job ends.
  */
@@ -16,15 +17,15 @@
 struct worker {
     uint32_t magic;
     pthread_mutex_t lock;
-    pthread_cond_t wake;       /* a job came, or stop */
-    pthread_cond_t idle;       /* nothing queued, nobody busy */
-    struct worker_job *head;   /* (l) */
-    struct worker_job **tail;  /* (l) */
-    unsigned queued;           /* (l) */
-    unsigned busy;             /* (l) threads in a job */
-    unsigned threads_waiting;  /* (l) */
-    unsigned thread_count;     /* (l) */
-    bool stop;                 /* (l) */
+    pthread_cond_t wake;                   /* a job came, or stop */
+    pthread_cond_t idle;                   /* nothing queued, nobody busy */
+    struct worker_job *head;               /* (l) */
+    struct worker_job **tail;              /* (l) */
+    unsigned queued;                       /* (l) */
+    unsigned busy;                         /* (l) threads in a job */
+    unsigned threads_waiting;              /* (l) */
+    unsigned thread_count;                 /* (l) */
+    bool stop;                             /* (l) */
     pthread_t threads[WORKER_THREADS_MAX]; /* (l) the first thread_count */
 };
 

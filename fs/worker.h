@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * worker: requests that may wait for the device run here, so that the thread that serves a core's queue does not.
- * First in, first out. A job never waits for another job, only for the device and the engine, so a bounded
- * number of threads cannot deadlock however many jobs are queued; queued jobs are bounded by the requests the kernel has under way.
+ * worker: requests that may wait for the device run here, so that the thread that serves a core's queue does
+ * not. First in, first out. A job never waits for another job, only for the device and the engine, so a
+ * bounded number of threads cannot deadlock however many jobs are queued; queued jobs are bounded by the
+ * requests the kernel has under way.
  */
 #pragma once
 

@@ -145,10 +145,12 @@ static void test_age_round_trip(void)
 
 static void test_percentile(void)
 {
-    struct larder_latency h = {.max_ns = 5000000000ull};
+    struct larder_latency h = {.max_ns = 300};
 
     CHECK_EQ(larder_latency_percentile(&h, 50), 0);
     h.buckets[0] = 1;
+    CHECK_EQ(larder_latency_percentile(&h, 50), 300);
+    h.max_ns = 5000000000ull;
     CHECK_EQ(larder_latency_percentile(&h, 0), 512);
     CHECK_EQ(larder_latency_percentile(&h, 100), 512);
     h.buckets[0] = 50;
