@@ -345,6 +345,16 @@ static int unseal(void *ctx, uint64_t id)
     return r < 0 ? r : log_write(l, seq, true);
 }
 
+/* What no eviction gives back: the log, its checkpoint and room for the next, directories. */
+static uint64_t fit_bytes(void *ctx)
+{
+    struct larder *l = ctx;
+    uint64_t fixed = journal_checkpoint_bytes(l->journal) + EMERGENCY_BYTES + FIXED_FILES_BYTES + 128 * KIB;
+    uint64_t limit = quota_limit(&l->quota);
+
+    return limit - MIN(limit, fixed);
+}
+
 static int alloc_parts(struct larder *l)
 {
     int r = tree_new(&l->tree);
@@ -511,6 +521,7 @@ static void tear_down(struct larder *l)
     (void)pthread_cond_destroy(&l->work_cond); /* nobody waits: the threads are joined */
     lock_fini(&l->work_lock);
     lock_fini(&l->reclaim_lock);
+    lock_fini(&l->checkpoint_lock);
     lock_fini(&l->lock);
     l->magic = 0;
     free(l);
@@ -537,10 +548,11 @@ int larder_open(const char *path, const struct larder_options *opts, const struc
         l->callbacks = *callbacks;
     l->io = &io_posix;
     l->dir_fd = l->lock_fd = -1;
-    l->content_host = (struct content_host){.unseal = unseal, .ctx = l};
+    l->content_host = (struct content_host){.unseal = unseal, .fit_bytes = fit_bytes, .ctx = l};
     clock_init(&l->clock, &clock_posix, NULL, 0);
     l->opened_mono_ns = clock_mono_ns(&l->clock);
     lock_init(&l->lock, "cache", LOCK_RANK_CACHE);
+    lock_init(&l->checkpoint_lock, "checkpoint", LOCK_RANK_CHECKPOINT);
     lock_init(&l->reclaim_lock, "reclaim", LOCK_RANK_RECLAIM);
     lock_init(&l->work_lock, "work", LOCK_RANK_LEAF);
     lock_cond_init(&l->work_cond);

@@ -17,6 +17,7 @@
  *
  *   rank  lock             covers                                           may be held across
  *      5  file             one open node: its writers and commits           everything below, payload I/O
+ *      8  checkpoint       who writes a checkpoint                          everything below, fdatasync
  *     10  content          one open node's bytes                            payload I/O, quota_reserve
  *     15  reclaim          who is making room                               journal writes, punches, unlinks
  *     20  cache            tree, recency, wheel, open nodes, record buffer  memory work only
@@ -26,7 +27,7 @@
  *     60  events           ring of events                                   memory work only
  *     90  work             what the threads are asked to do                 memory work only
  *
- * No lock is held across fdatasync but `file` and `content` of that one file.
+ * No lock is held across fdatasync but `file` and `content` of that one file, and `checkpoint`.
  *
  * Order on disk, which is what C2 rests on:
  *   K1  a value's bytes are written before the record that points to them;
@@ -161,6 +162,8 @@ struct larder {
     uint64_t told_parent;               /* directory the kernel was last told about in this record */
     uint64_t miss_filter[MISS_FILTER_SLOTS];
 
+    struct lock checkpoint_lock;        /* rank CHECKPOINT */
+    uint64_t checkpoint_reserve_bytes;  /* (checkpoint) held in the quota so that the next one finds room */
     struct lock reclaim_lock;           /* rank RECLAIM */
     _Atomic uint64_t wanted_bytes;      /* what those who wait for room want, together */
     _Atomic bool rb_failed;             /* a record could not be built: no memory */
@@ -270,6 +273,8 @@ void work_stop(struct larder *l);
 void work_want_eviction(struct larder *l);
 void work_want_tidy(struct larder *l);
 int work_checkpoint(struct larder *l, bool clean);
+int work_bound_journal(struct larder *l); /* before a change is logged, without locks: a journal that is far too long
+                                          * is shortened first */
 int work_clean_segment(struct larder *l); /* 1: gave something back, 0: nothing to do. Reclaim lock may be held */
 
 /* cache_stats.c */

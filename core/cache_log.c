@@ -166,6 +166,9 @@ int log_room(struct larder *l, size_t bytes)
 
     if (l->opts.quota_bytes == 0)
         return 0; /* keeps its own few kilobytes and nothing else */
+    r = work_bound_journal(l);
+    if (r < 0)
+        return r;
     do {
         r = journal_room(l->journal, bytes);
     } while (r == -ENOSPC && cache_host_full(l, bytes) == 0);

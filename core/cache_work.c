@@ -23,8 +23,8 @@
 #define CLEAN_LIVE_PERCENT 60u
 #define CLEAN_BATCH 128u
 #define CLEAN_SEGMENTS_PER_TURN 8u
-#define NODE_LOG_BYTES_MAX 260u        /* one node and its entry header, without TLVs */
-#define NAME_LOG_BYTES_MAX 40u         /* one name without its bytes */
+#define NODE_LOG_BYTES (DISK_NODE_BYTES + DISK_ENTRY_HEADER_BYTES) /* without TLVs */
+#define NAME_LOG_BYTES 32u             /* one name and its entry header, without its bytes */
 
 /* ---- eviction ahead of need ---- */
 
@@ -79,9 +79,15 @@ static void flush_recency(struct larder *l)
 
 /* ---- checkpoints ---- */
 
-static uint64_t checkpoint_bound(const struct tree_totals *t)
+static uint64_t checkpoint_bound(struct larder *l)
 {
-    return t->nodes * NODE_LOG_BYTES_MAX + t->tlv_bytes + t->dentries * NAME_LOG_BYTES_MAX + t->name_bytes + 64 * KIB;
+    struct tree_totals t;
+
+    lock_take(&l->lock);
+    tree_totals(l->tree, &t);
+    lock_give(&l->lock);
+    return t.nodes * NODE_LOG_BYTES + t.tlv_bytes + t.dentries * NAME_LOG_BYTES + t.name_bytes +
+           (t.nodes + t.dentries) / CHECKPOINT_BATCH * 64 + 8 * KIB;
 }
 
 /* Nodes first, then names: a name is only believed when its node is there (format.h, entries set states). */
@@ -154,20 +160,15 @@ static void checkpoint_end(struct larder *l, bool clean, struct end_image *end)
     end->clean = clean;
 }
 
-int work_checkpoint(struct larder *l, bool clean)
+static int checkpoint_write(struct larder *l, bool clean)
 {
     struct record_buffer rb = {0};
     struct checkpoint *cp = NULL;
-    struct tree_totals totals;
     struct end_image end = {0};
-    int r;
+    int r = store_sync(l->store); /* what the checkpoint points to should not be less durable than itself */
 
-    lock_take(&l->lock);
-    tree_totals(l->tree, &totals);
-    lock_give(&l->lock);
-    r = store_sync(l->store); /* what the checkpoint points to should not be less durable than itself */
     if (r == 0)
-        r = checkpoint_begin(l->journal, checkpoint_bound(&totals), &cp);
+        r = checkpoint_begin(l->journal, checkpoint_bound(l), &l->checkpoint_reserve_bytes, &cp);
     if (r == 0)
         r = checkpoint_nodes(l, cp, &rb, &end.nodes);
     if (r == 0)
@@ -178,6 +179,34 @@ int work_checkpoint(struct larder *l, bool clean)
     }
     checkpoint_abort(&cp);
     record_buffer_fini(&rb);
+    return r;
+}
+
+/* Room for the next checkpoint is held all the time: at quota there would be none when the journal must be shortened.
+ * Checkpoint lock held. */
+static void checkpoint_hold_room(struct larder *l)
+{
+    uint64_t want = checkpoint_bound(l);
+
+    want += want / 16;
+    if (want > l->checkpoint_reserve_bytes) {
+        if (quota_reserve(&l->quota, want - l->checkpoint_reserve_bytes) == 0)
+            l->checkpoint_reserve_bytes = want;
+    } else if (want < l->checkpoint_reserve_bytes - l->checkpoint_reserve_bytes / 4) {
+        quota_release(&l->quota, l->checkpoint_reserve_bytes - want);
+        l->checkpoint_reserve_bytes = want;
+    }
+}
+
+int work_checkpoint(struct larder *l, bool clean)
+{
+    int r;
+
+    lock_take(&l->checkpoint_lock);
+    r = checkpoint_write(l, clean);
+    if (!clean)
+        checkpoint_hold_room(l);
+    lock_give(&l->checkpoint_lock);
     if (r == 0) {
         COUNT(l, checkpoints);
     } else {
@@ -188,13 +217,33 @@ int work_checkpoint(struct larder *l, bool clean)
     return r;
 }
 
-static bool checkpoint_is_due(const struct larder *l)
+/* How long the journal may grow before a checkpoint shortens it. */
+static uint64_t journal_bound(const struct larder *l)
 {
     uint64_t bound = MAX(2 * journal_checkpoint_bytes(l->journal), 4 * MIB);
 
     bound = MIN(bound, CHECKPOINT_JOURNAL_BYTES_MAX);
-    bound = MIN(bound, MAX(quota_limit(&l->quota) / 16, 128 * KIB));
-    return journal_since_checkpoint(l->journal) > bound;
+    return MIN(bound, MAX(quota_limit(&l->quota) / 16, 128 * KIB));
+}
+
+static bool checkpoint_is_due(const struct larder *l)
+{
+    return journal_since_checkpoint(l->journal) > journal_bound(l);
+}
+
+int work_bound_journal(struct larder *l)
+{
+    uint64_t length = journal_since_checkpoint(l->journal), bound = journal_bound(l);
+
+    if (length <= bound)
+        return 0;
+    work_want_tidy(l);
+    if (length <= 2 * bound)
+        return 0;
+    lock_take(&l->checkpoint_lock); /* waits for the one being written */
+    length = journal_since_checkpoint(l->journal);
+    lock_give(&l->checkpoint_lock);
+    return length <= 2 * bound ? 0 : work_checkpoint(l, false);
 }
 
 /* ---- cleaning ---- */
@@ -434,6 +483,10 @@ static void tidy(struct larder *l)
         return;
     if (checkpoint_is_due(l))
         (void)work_checkpoint(l, false); /* told and counted */
+    lock_take(&l->checkpoint_lock);
+    if (l->opts.quota_bytes > 0)
+        checkpoint_hold_room(l);
+    lock_give(&l->checkpoint_lock);
     (void)store_reclaim(l->store, 64, &freed);
     for (unsigned i = 0; i < CLEAN_SEGMENTS_PER_TURN && cleaning_is_due(l); i++)
         if (work_clean_segment(l) == 0)

@@ -94,7 +94,7 @@ static struct checkpoint *checkpoint_new(struct journal *j, uint32_t no)
     return cp;
 }
 
-int checkpoint_begin(struct journal *j, uint64_t bytes_max, struct checkpoint **ret_checkpoint)
+int checkpoint_begin(struct journal *j, uint64_t bytes_max, uint64_t *reserved_bytes, struct checkpoint **ret_checkpoint)
 {
     struct checkpoint *cp;
     uint64_t charged_bytes;
@@ -114,9 +114,10 @@ int checkpoint_begin(struct journal *j, uint64_t bytes_max, struct checkpoint **
     }
     bytes_max += bytes_max / CHECKPOINT_OVERHEAD_SHARE + BLOCK_BYTES;
     charged_bytes = round_up(bytes_max, BLOCK_BYTES) + FILE_SLACK_BYTES;
-    r = quota_reserve(j->quota, charged_bytes);
+    r = charged_bytes > *reserved_bytes ? quota_reserve(j->quota, charged_bytes - *reserved_bytes) : 0;
     if (r == 0) {
         cp->charged_bytes = charged_bytes;
+        *reserved_bytes -= MIN(*reserved_bytes, charged_bytes);
         r = checkpoint_start(cp);
     }
     if (r < 0)

@@ -14,6 +14,8 @@
  *   SEALED  -> IN_PLACE  first change of a raw big value, after its unsealing is durable (host->unseal)
  *   SEALED  -> RAW       first change of a packed big value (decoded into a new raw file)
  *   MEMORY  -> PACKED    outgrew big_bytes by appends, compressible
+ *   PACKED, RAW -> MEMORY  a file never committed would need others evicted before its size is known: it is held in
+ *                        memory instead, up to HOLD_BYTES_MAX, so that a value that cannot fit costs nobody a key
  *   MEMORY  -> RAW       outgrew big_bytes otherwise; fallocate; fsynced again and again (a database)
  *   PACKED  -> RAW       a write that is no append, truncate up, fallocate
  *   any     -> SEALED    content_commit, content_seal
@@ -71,6 +73,8 @@ struct content_host {
     /* Journal durably that the node's raw value is changed in place from now on. Its sums are void, but their record
      * stays the index's to drop (when the next value replaces this one). */
     int (*unseal)(void *ctx, uint64_t node_id);
+    /* The largest value that could be kept if every other one left. NULL: the quota's limit. */
+    uint64_t (*fit_bytes)(void *ctx);
     void *ctx;
 };
 
@@ -80,6 +84,7 @@ struct content_options {
 };
 
 #define STAGE_MEMORY_BYTES_MAX (4u << 20)
+#define HOLD_BYTES_MAX (64u << 20)
 #define PACKED_BLOCK_BYTES (64u << 10)
 
 /* host and store outlive the content. value: what is committed (VALUE_EMPTY for a new file). */

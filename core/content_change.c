@@ -9,6 +9,7 @@
  *   MEMORY   -> RAW       spill_raw
  *   PACKED   -> RAW       unpack_to_raw
  *   any      -> MEMORY    truncate_to_zero
+ *   PACKED, RAW -> MEMORY recall (fresh files only)
  *
  * Every one of these either succeeds or leaves the content as it was. Space is reserved in the quota before a byte
  * goes anywhere: in MEMORY for the record that a commit will append, in a file for its blocks.
@@ -26,16 +27,17 @@
 #define DURABLE_COMMITS_MAX 4u /* fsynced more often while open: it is a database */
 #define MEMORY_ROOM_BYTES_MIN 4096u
 #define RESERVE_AHEAD_WHEN (64 * MIB)
+#define HOLD_SPARE_SHARE 32u /* of the quota: eviction ahead of need begins before all of it is used */
 
 /* ---- MEMORY ---- */
 
 /* Room for size_bytes, growing geometrically. */
 static int memory_room(struct content *c, uint64_t size_bytes)
 {
-    uint64_t room = MAX(MEMORY_ROOM_BYTES_MIN, MIN((uint64_t)c->buf_room * 2, STAGE_MEMORY_BYTES_MAX));
+    uint64_t room = MAX(MEMORY_ROOM_BYTES_MIN, MIN((uint64_t)c->buf_room * 2, HOLD_BYTES_MAX));
     uint8_t *buf;
 
-    assert(size_bytes <= STAGE_MEMORY_BYTES_MAX);
+    assert(size_bytes <= HOLD_BYTES_MAX);
     if (size_bytes <= c->buf_room)
         return 0;
     room = MAX(room, round_up(size_bytes, MEMORY_ROOM_BYTES_MIN));
@@ -48,6 +50,11 @@ static int memory_room(struct content *c, uint64_t size_bytes)
     return 0;
 }
 
+static uint64_t fit_bytes(const struct content *c)
+{
+    return c->host->fit_bytes ? c->host->fit_bytes(c->host->ctx) : quota_limit(store_quota(c->st));
+}
+
 /* For the record that the commit will append. ENOSPC belongs to the write, not to close. */
 static int memory_reserve(struct content *c, uint64_t size_bytes)
 {
@@ -57,6 +64,8 @@ static int memory_reserve(struct content *c, uint64_t size_bytes)
 
     if (quota_limit(q) == 0) /* nothing will be kept; it may be written all the same */
         return 0;
+    if (c->held)
+        return size_bytes <= fit_bytes(c) ? 0 : -ENOSPC;
     if (need <= c->reserved_bytes)
         return 0;
     ahead = store_append_cost(
@@ -174,6 +183,73 @@ static int spill(struct content *c, bool by_append, const void *buf, size_t byte
     else if (pack)
         pack = codec_worth_trying(buf, bytes, c->opts.compress);
     return pack ? spill_packed(c) : spill_raw(c);
+}
+
+/* ---- held in memory ---- */
+
+/* Would a file of end bytes, growth_bytes more than now, make others leave before anybody knows how large it gets? */
+static bool must_hold(const struct content *c, uint64_t end, uint64_t growth_bytes)
+{
+    const struct quota *q = store_quota(c->st);
+    uint64_t spare = MIN(quota_limit(q) / HOLD_SPARE_SHARE, 32 * MIB) + 64 * KIB;
+
+    if (end > HOLD_BYTES_MAX || content_memory_bytes() + end > MEMORY_BYTES_MAX)
+        return false;
+    return quota_limit(q) > 0 && quota_available(q) < growth_bytes + growth_bytes / 64 + spare;
+}
+
+static int recall_bytes(struct content *c, uint64_t size)
+{
+    struct io *io = store_io(c->st);
+
+    if (size == 0)
+        return 0;
+    if (atomic_load(&c->state) == CONTENT_PACKED)
+        return packed_read(c->packed, io, big_file_fd(c->stage), c->buf, (size_t)size, 0, false);
+    return raw_read(io, big_file_fd(c->stage), c->buf, (size_t)size, 0, false);
+}
+
+/* A file that was never committed comes back into memory. */
+static int recall(struct content *c)
+{
+    uint64_t size = atomic_load(&c->size_bytes);
+    int r = memory_room(c, MAX(size, 1));
+
+    if (r == 0)
+        r = recall_bytes(c, size);
+    if (r < 0) {
+        content_forget_buffer(c);
+        return r;
+    }
+    c->appended_only = atomic_load(&c->state) == CONTENT_PACKED || c->appended_only;
+    content_forget_stage(c);
+    c->held = true;
+    content_set_state(c, CONTENT_MEMORY);
+    return 0;
+}
+
+int content_unhold(struct content *c)
+{
+    int r = spill(c, true, NULL, 0);
+
+    c->held = r < 0;
+    return r;
+}
+
+/* A content in memory that outgrows it, or in a fresh file that grows: goes where it belongs before the write. */
+static int make_way(struct content *c, uint64_t end, const void *buf, size_t bytes, uint64_t offset)
+{
+    uint64_t size = atomic_load(&c->size_bytes);
+
+    if (atomic_load(&c->state) == CONTENT_MEMORY) {
+        if (!memory_is_outgrown(c, end))
+            return 0;
+        c->held = (c->held && end <= HOLD_BYTES_MAX) || must_hold(c, end, end);
+        return c->held ? 0 : spill(c, offset == size, buf, bytes);
+    }
+    if (c->stage && end > size && must_hold(c, end, end - size))
+        return recall(c);
+    return 0;
 }
 
 /* The first keep_bytes of a packed value, being written or committed, decoded into a new raw file. */
@@ -353,8 +429,8 @@ static int write_locked(struct content *c, const void *buf, size_t bytes, uint64
     uint64_t size = atomic_load(&c->size_bytes), end = offset + bytes;
     int r = begin_change(c, size);
 
-    if (r == 0 && atomic_load(&c->state) == CONTENT_MEMORY && memory_is_outgrown(c, end))
-        r = spill(c, offset == size, buf, bytes);
+    if (r == 0)
+        r = make_way(c, end, buf, bytes, offset);
     if (r == 0 && atomic_load(&c->state) == CONTENT_PACKED && offset != size)
         r = unpack_to_raw(c, size);
     if (r < 0)
@@ -396,6 +472,7 @@ static int truncate_to_zero(struct content *c)
     content_forget_stage(c);
     content_forget_buffer(c);
     c->appended_only = true;
+    c->held = false;
     content_set_state(c, CONTENT_MEMORY);
     content_changed(c, 0);
     return 0;

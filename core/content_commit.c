@@ -238,6 +238,11 @@ static int commit_dirty(struct content *c, bool durable, struct value *ret_value
     *ret_changed = true;
     if (atomic_load(&c->size_bytes) == 0 && atomic_load(&c->state) != CONTENT_IN_PLACE)
         return commit_empty(c, ret_value, ret_changed);
+    if (atomic_load(&c->state) == CONTENT_MEMORY && c->held && atomic_load(&c->size_bytes) > c->opts.big_bytes) {
+        int r = content_unhold(c);
+        if (r < 0)
+            return r;
+    }
     switch (atomic_load(&c->state)) {
     case CONTENT_MEMORY:
         return commit_segment(c, durable, ret_value);

@@ -104,6 +104,7 @@ struct content {
     bool commit_durable;      /* (l) the pending commit */
     bool checksum_known;      /* (l) */
     bool appended_only;       /* (l) MEMORY: written from front to back */
+    bool held;                /* (l) MEMORY: too large for it, but a file would evict others before its size is known */
     unsigned durable_commits; /* (l) */
     uint64_t change_no;       /* (l) counts changes and changes of state */
     uint64_t checksum;        /* (l) of the committed segment value */
@@ -152,6 +153,9 @@ uint64_t big_file_unneeded(struct store *st, struct big_file *f);
 int big_file_refresh(struct store *st, struct big_file *f);
 /* Data and directory entry on the device. An error is sticky. May run without the lock, on a referenced file. */
 int big_file_sync(struct store *st, struct big_file *f, int fd);
+
+/* content_change.c: a held value goes to a file after all, evicting what it must. */
+int content_unhold(struct content *c);
 
 /* content_raw.c: raw bytes */
 /* The file ends where the content does, also after a write that failed half-way. */

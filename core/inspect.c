@@ -56,11 +56,14 @@ static int inspect_superblock(struct inspect *in, struct errtext *err)
     if (r == 0)
         r = format_superblock_unpack(raw, &in->sb);
     if (r == -EPROTONOSUPPORT)
-        return errtext(err, r, "store %s: has format version %u, this larder knows %u; use the newer larder", in->path,
-                       in->sb.version, FORMAT_VERSION);
+        return errtext(err, r, "store %s: has format version %u, this larder knows %u; use the newer larder",
+                       in->path, in->sb.version, FORMAT_VERSION);
     if (r == -ENODATA || r == -EBADMSG)
-        return errtext(err, -EBADMSG, "store %s: FORMAT is damaged: without the store's id nothing in it can be verified, and "
-                                      "the next mount will start it afresh", in->path);
+        return errtext(
+            err, -EBADMSG,
+            "store %s: FORMAT is damaged: without the store's id nothing in it can be verified, and "
+            "the next mount will start it afresh",
+            in->path);
     return r < 0 ? errtext(err, r, "store %s: FORMAT: %s", in->path, strerror(-r)) : 0;
 }
 
@@ -72,9 +75,11 @@ int inspect_open(const char *path, bool even_if_busy, struct inspect *ret_in, st
     in.dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (in.dir_fd < 0) {
         r = -errno;
-        return errtext(err, r, "store %s: %s", path, r == -ELOOP ? "is a symbolic link; name the directory it leads to" : strerror(-r));
+        return errtext(err, r, "store %s: %s", path,
+                       r == -ELOOP ? "is a symbolic link; name the directory it leads to" : strerror(-r));
     }
-    r = inspect_superblock(&in, err); /* before the lock: "no larder store" is the better answer for any directory */
+    r = inspect_superblock(
+        &in, err); /* before the lock: "no larder store" is the better answer for any directory */
     if (r == 0 && !even_if_busy)
         r = inspect_lock(&in, err);
     if (r < 0) {
@@ -146,8 +151,8 @@ static bool is_big_dir(const char *relative, int level)
 
 static bool found_is_plumbing(const char *relative)
 {
-    return strcmp(relative, "LOCK") == 0 || strcmp(relative, "FORMAT") == 0 || strcmp(relative, "CACHEDIR.TAG") == 0 ||
-           strcmp(relative, "lost+found") == 0;
+    return strcmp(relative, "LOCK") == 0 || strcmp(relative, "FORMAT") == 0 ||
+           strcmp(relative, "CACHEDIR.TAG") == 0 || strcmp(relative, "lost+found") == 0;
 }
 
 static int found_classify(struct found_list *list, const char *relative, const struct stat *st, int level)
@@ -191,7 +196,8 @@ static int found_walk(FTS *fts, struct found_list *list, size_t root_bytes, stru
         if (entry->fts_info == FTS_DNR || entry->fts_info == FTS_ERR || entry->fts_info == FTS_NS) {
             if (entry->fts_errno == ENOENT && entry->fts_level > 0)
                 continue; /* gone meanwhile: a busy store that is inspected all the same */
-            return errtext(err, -entry->fts_errno, "store: %s: %s", entry->fts_path, strerror(entry->fts_errno));
+            return errtext(err, -entry->fts_errno, "store: %s: %s", entry->fts_path,
+                           strerror(entry->fts_errno));
         }
         list->disk_bytes += (uint64_t)entry->fts_statp->st_blocks * ST_BLOCK_BYTES;
         if (entry->fts_level == 0)
@@ -239,7 +245,8 @@ struct found *found_find(const struct found_list *list, enum found_kind kind, ui
 {
     struct found key = {.kind = kind, .no = no};
 
-    return list->count == 0 ? NULL : bsearch(&key, list->rows, list->count, sizeof(*list->rows), found_compare);
+    return list->count == 0 ? NULL
+                            : bsearch(&key, list->rows, list->count, sizeof(*list->rows), found_compare);
 }
 
 void found_name(const struct found *f, char out[FOUND_NAME_BYTES])

@@ -45,9 +45,9 @@ struct check {
     struct quota quota;
     struct extent *extents; /* sorted by segment and start */
     size_t extent_count;
-    uint32_t *big_rows;     /* rows of big values, sorted by big id */
+    uint32_t *big_rows; /* rows of big values, sorted by big id */
     size_t big_count;
-    bool power_lost;        /* the machine went down without an orderly stop: unsynced values may be gone */
+    bool power_lost; /* the machine went down without an orderly stop: unsynced values may be gone */
 };
 
 static void say(struct check *c, char severity, const char *where, const char *format, ...)
@@ -75,8 +75,8 @@ static void say_node(struct check *c, char severity, const struct node_row *row,
 
 static int check_run(struct check *c, struct errtext *err);
 
-int inspect_check(const char *path, bool even_if_busy, inspect_report report, void *ctx, struct inspect_summary *ret_summary,
-                  char *err)
+int inspect_check(const char *path, bool even_if_busy, inspect_report report, void *ctx,
+                  struct inspect_summary *ret_summary, char *err)
 {
     struct check c = {.report = report, .ctx = ctx};
     struct errtext text = {""};
@@ -123,15 +123,18 @@ static int check_log_file(struct check *c, const struct found *f)
     int r;
 
     found_name(f, name);
-    r = journal_walk_file(c->in.io, c->in.dir_fd, name, c->in.sb.store_id, count_record, &records, &header, &bad_offset, &err);
+    r = journal_walk_file(c->in.io, c->in.dir_fd, name, c->in.sb.store_id, count_record, &records, &header,
+                          &bad_offset, &err);
     if (r == -ENOMEM || r == -EIO)
         return r;
     *(f->kind == FOUND_INDEX ? &c->sum.index_records : &c->sum.journal_records) += records;
     if (r < 0)
-        say(c, severity, name, "has no valid header (%llu bytes): it is left out", (unsigned long long)f->size_bytes);
+        say(c, severity, name, "has no valid header (%llu bytes): it is left out",
+            (unsigned long long)f->size_bytes);
     else if (bad_offset != UINT64_MAX)
-        say(c, severity, name, "is valid up to offset %llu of %llu: what follows is no record%s", (unsigned long long)bad_offset,
-            (unsigned long long)f->size_bytes, severity == 'N' ? " (a torn tail)" : "");
+        say(c, severity, name, "is valid up to offset %llu of %llu: what follows is no record%s",
+            (unsigned long long)bad_offset, (unsigned long long)f->size_bytes,
+            severity == 'N' ? " (a torn tail)" : "");
     return 0;
 }
 
@@ -160,7 +163,8 @@ static int check_files(struct check *c)
             if (bytes > 4 && strcmp(name + bytes - 4, ".tmp") == 0)
                 say(c, 'N', name, "is unfinished; the next mount removes it");
             else
-                say(c, 'N', name, "is not larder's, and takes %llu bytes of the disk", (unsigned long long)f->disk_bytes);
+                say(c, 'N', name, "is not larder's, and takes %llu bytes of the disk",
+                    (unsigned long long)f->disk_bytes);
             break;
         }
         if (r < 0)
@@ -214,11 +218,13 @@ static int check_replay(struct check *c, struct errtext *err)
     if (r < 0)
         return r;
     read_boot_id(boot_id);
-    c->power_lost = c->table.boot_known && !replay.clean && memcmp(boot_id, c->table.boot_id, sizeof(boot_id)) != 0;
+    c->power_lost =
+        c->table.boot_known && !replay.clean && memcmp(boot_id, c->table.boot_id, sizeof(boot_id)) != 0;
     if (replay.corrupt_records > 0)
         say(c, c->power_lost ? 'N' : 'E', "journal",
             "%llu damaged records or files in index and journal: what they held is lost%s",
-            (unsigned long long)replay.corrupt_records, c->power_lost ? " (the machine went down without an orderly stop)" : "");
+            (unsigned long long)replay.corrupt_records,
+            c->power_lost ? " (the machine went down without an orderly stop)" : "");
     if (c->table.illegal > 0)
         say(c, 'E', "journal", "%llu entries that no daemon writes, the first for node 0x%llx",
             (unsigned long long)c->table.illegal, (unsigned long long)c->table.illegal_id);
@@ -264,7 +270,8 @@ static void check_node(struct check *c, struct node_row *row)
     c->sum.nodes++;
     if (!row->known) {
         table_path(&c->table, row, path);
-        say(c, 'E', path, "%s", row->first_name ? "is a name that leads to nothing" : "is a directory that is not there");
+        say(c, 'E', path, "%s",
+            row->first_name ? "is a name that leads to nothing" : "is a directory that is not there");
         return;
     }
     c->sum.directories += S_ISDIR(row->mode);
@@ -289,9 +296,11 @@ static void check_name(struct check *c, const struct name_row *name)
         return; /* cannot be: rows take their names along */
     table_path(&c->table, node, path);
     if (!parent)
-        say(c, 'E', path, "is in a directory that was dropped (node 0x%llx)", (unsigned long long)name->parent);
+        say(c, 'E', path, "is in a directory that was dropped (node 0x%llx)",
+            (unsigned long long)name->parent);
     else if (parent->known && !S_ISDIR(parent->mode))
-        say(c, 'E', path, "is in something that is no directory (node 0x%llx)", (unsigned long long)name->parent);
+        say(c, 'E', path, "is in something that is no directory (node 0x%llx)",
+            (unsigned long long)name->parent);
     else if (parent->mark == MARK_LOST && parent->first_name)
         say(c, 'E', path, "is in a directory that does not lead to the root");
 }
@@ -353,7 +362,8 @@ static int collect_places(struct check *c)
     const struct index_table *t = &c->table;
     size_t room = t->node_live + 1u;
 
-    c->extents = calloc(room, sizeof(*c->extents)); /* one per value: either a segment record or the sums of a big file */
+    c->extents = calloc(
+        room, sizeof(*c->extents)); /* one per value: either a segment record or the sums of a big file */
     c->big_rows = calloc(room, sizeof(*c->big_rows));
     if (!c->extents || !c->big_rows)
         return -ENOMEM;
@@ -427,7 +437,8 @@ static void check_value(struct check *c, struct node_row *row)
     if (r == 0)
         c->sum.value_bytes_checked += row->value.size_bytes;
     else if (c->power_lost && (r == -EBADMSG || r == -ENOENT || r == -ENODATA))
-        say(c, 'N', path, "%s (the machine went down before it was synced; it is a miss)", err.text[0] ? err.text : strerror(-r));
+        say(c, 'N', path, "%s (the machine went down before it was synced; it is a miss)",
+            err.text[0] ? err.text : strerror(-r));
     else
         say(c, 'E', path, "%s", err.text[0] ? err.text : strerror(-r));
     if (r == 0 && row->value.unsealed)
@@ -491,7 +502,8 @@ static void check_segment(struct check *c, const struct found *f)
     if (r == -EBADMSG && bytes_are_zero(raw, sizeof(raw)) && first->start >= BLOCK_BYTES)
         r = 0; /* its block was given back when the last value in it left: nothing reads the header by then */
     if (r < 0)
-        say(c, c->power_lost ? 'N' : 'E', name, "its header is not valid, and values are in it: %s", strerror(-r));
+        say(c, c->power_lost ? 'N' : 'E', name, "its header is not valid, and values are in it: %s",
+            strerror(-r));
 }
 
 static const struct node_row *big_owner(const struct check *c, uint64_t big_id)

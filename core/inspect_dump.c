@@ -93,8 +93,8 @@ static void add_value(struct dump *d, const struct value *v)
     line_add(d, " value=%s size=%" PRIu64, kinds[v->kind], v->size_bytes);
     if (v->kind == VALUE_SEGMENT) {
         format_name(name, "seg-", v->place.segment_no);
-        line_add(d, " stored=%" PRIu64 " codec=%s place=%s:%" PRIu32, v->stored_bytes, codec_name(v->codec), name,
-                 v->place.offset);
+        line_add(d, " stored=%" PRIu64 " codec=%s place=%s:%" PRIu32, v->stored_bytes, codec_name(v->codec),
+                 name, v->place.offset);
     } else if (v->kind != VALUE_EMPTY) {
         format_big_name(name, v->big_id);
         line_add(d, " stored=%" PRIu64 " place=%s", v->stored_bytes, name);
@@ -124,13 +124,15 @@ static void add_tlvs(struct dump *d, const struct node_image *n)
 
 static void add_node(struct dump *d, const struct node_image *n)
 {
-    line_add(d, " id=0x%" PRIx64 " mode=%06" PRIo32 " uid=%" PRIu32 " gid=%" PRIu32, n->id, n->mode, n->uid, n->gid);
+    line_add(d, " id=0x%" PRIx64 " mode=%06" PRIo32 " uid=%" PRIu32 " gid=%" PRIu32, n->id, n->mode, n->uid,
+             n->gid);
     if (S_ISCHR(n->mode) || S_ISBLK(n->mode))
         line_add(d, " rdev=0x%" PRIx64, n->rdev);
     if (S_ISREG(n->mode))
         add_value(d, &n->value);
-    line_add(d, " hits=%" PRIu32 " mtime=%" PRId64 " ctime=%" PRId64 " atime=%" PRId64 " btime=%" PRId64
-                " written=%" PRIu64 " used=%" PRIu64,
+    line_add(d,
+             " hits=%" PRIu32 " mtime=%" PRId64 " ctime=%" PRId64 " atime=%" PRId64 " btime=%" PRId64
+             " written=%" PRIu64 " used=%" PRIu64,
              n->hits, n->mtime_ns, n->ctime_ns, n->atime_ns, n->btime_ns, n->written_ns, n->used_ns);
     add_age(d, "ttl", n->ttl_ns);
     add_age(d, "idle", n->idle_ns);
@@ -164,9 +166,9 @@ static void dump_uses(struct dump *d, uint64_t offset, const struct entry_view *
 static void dump_entry(struct dump *d, uint64_t offset, const struct entry_view *e)
 {
     static const char *const types[] = {
-        [ENTRY_NODE] = "node", [ENTRY_NAME] = "name",   [ENTRY_UNNAME] = "unname", [ENTRY_DROP] = "drop",
-        [ENTRY_USE] = "use",   [ENTRY_VALUE] = "value", [ENTRY_BOOT] = "boot",     [ENTRY_END] = "end",
-        [ENTRY_TOUCH] = "touch"};
+        [ENTRY_NODE] = "node", [ENTRY_NAME] = "name", [ENTRY_UNNAME] = "unname",
+        [ENTRY_DROP] = "drop", [ENTRY_USE] = "use",   [ENTRY_VALUE] = "value",
+        [ENTRY_BOOT] = "boot", [ENTRY_END] = "end",   [ENTRY_TOUCH] = "touch"};
 
     if (e->type == ENTRY_USE) {
         dump_uses(d, offset, e);
@@ -193,10 +195,11 @@ static void dump_entry(struct dump *d, uint64_t offset, const struct entry_view 
         add_boot_id(d, e->boot.boot_id);
     }
     if (e->type == ENTRY_END) {
-        line_add(d, " nodes=%" PRIu64 " names=%" PRIu64 " next_generation=%" PRIu64 " cache_time=%" PRIu64 " last_seq=%" PRIu64
-                    " next_big_id=0x%" PRIx64 " clean=%d",
-                 e->end.nodes, e->end.names, e->end.next_generation, e->end.cache_ns, e->end.last_seq, e->end.next_big_id,
-                 e->end.clean);
+        line_add(d,
+                 " nodes=%" PRIu64 " names=%" PRIu64 " next_generation=%" PRIu64 " cache_time=%" PRIu64
+                 " last_seq=%" PRIu64 " next_big_id=0x%" PRIx64 " clean=%d",
+                 e->end.nodes, e->end.names, e->end.next_generation, e->end.cache_ns, e->end.last_seq,
+                 e->end.next_big_id, e->end.clean);
         add_boot_id(d, e->end.boot_id);
     }
     line_end(d);
@@ -209,7 +212,8 @@ static int dump_record(void *ctx, uint64_t offset, const struct record_view *vie
     uint32_t at = 0, entry_offset = 0;
 
     line_begin(d, offset, "record");
-    line_add(d, " seq=%" PRIu64 " entries=%" PRIu32 " bytes=%" PRIu32, view->seq, view->entry_count, view->total_bytes);
+    line_add(d, " seq=%" PRIu64 " entries=%" PRIu32 " bytes=%" PRIu32, view->seq, view->entry_count,
+             view->total_bytes);
     line_end(d);
     while (entry_next(view, &at, &entry) == 0) {
         dump_entry(d, offset + DISK_RECORD_HEADER_BYTES + entry_offset, &entry);
@@ -225,10 +229,14 @@ static int dump_log(struct dump *d, const struct found *f)
     uint64_t bad_offset = UINT64_MAX;
     int r;
 
-    r = journal_walk_file(d->in.io, d->in.dir_fd, d->name, d->in.sb.store_id, dump_record, d, &header, &bad_offset, &err);
+    r = journal_walk_file(d->in.io, d->in.dir_fd, d->name, d->in.sb.store_id, dump_record, d, &header,
+                          &bad_offset, &err);
     if (r == -ENOMEM || r == -EIO)
         return r;
-    line_begin(d, r < 0 ? 0 : MIN(bad_offset, f->size_bytes), r < 0 ? "invalid" : bad_offset == UINT64_MAX ? "eof" : "torn");
+    line_begin(d, r < 0 ? 0 : MIN(bad_offset, f->size_bytes),
+               r < 0                      ? "invalid"
+               : bad_offset == UINT64_MAX ? "eof"
+                                          : "torn");
     if (r < 0)
         line_add(d, " no valid header");
     else
@@ -249,7 +257,8 @@ struct segment_walk {
 };
 
 /* At least a header's bytes at offset, if the file has them; fewer: *ret_bytes says so. */
-static int segment_look(struct dump *d, struct segment_walk *w, uint64_t offset, const uint8_t **ret_data, size_t *ret_bytes)
+static int segment_look(struct dump *d, struct segment_walk *w, uint64_t offset, const uint8_t **ret_data,
+                        size_t *ret_bytes)
 {
     uint64_t ahead = offset - w->window_offset;
 
@@ -269,8 +278,8 @@ static int segment_look(struct dump *d, struct segment_walk *w, uint64_t offset,
 static void dump_value_header(struct dump *d, uint64_t offset, const struct record_info *info)
 {
     line_begin(d, offset, info->kind == RECORD_SUMS ? "sums" : "value");
-    line_add(d, " id=0x%" PRIx64 " codec=%s size=%" PRIu32 " stored=%" PRIu32 " checksum=%016" PRIx64, info->node_id,
-             codec_name(info->codec), info->logical_bytes, info->stored_bytes, info->checksum);
+    line_add(d, " id=0x%" PRIx64 " codec=%s size=%" PRIu32 " stored=%" PRIu32 " checksum=%016" PRIx64,
+             info->node_id, codec_name(info->codec), info->logical_bytes, info->stored_bytes, info->checksum);
     line_end(d);
 }
 
@@ -348,7 +357,8 @@ static bool read_footer(struct dump *d, int fd, const struct found *f, struct pa
 {
     uint8_t raw[DISK_PACKED_FOOTER_BYTES];
 
-    if (f->size_bytes < sizeof(raw) || io_read_full(d->in.io, fd, raw, sizeof(raw), f->size_bytes - sizeof(raw)) < 0)
+    if (f->size_bytes < sizeof(raw) ||
+        io_read_full(d->in.io, fd, raw, sizeof(raw), f->size_bytes - sizeof(raw)) < 0)
         return false;
     if (memcmp(raw, FORMAT_PACKED_MAGIC, 8) != 0)
         return false;
@@ -360,7 +370,9 @@ static bool read_footer(struct dump *d, int fd, const struct found *f, struct pa
         .node_id = read_le64(raw + 32),
     };
     return ret_footer->blocks_bytes <= f->size_bytes &&
-           (uint64_t)ret_footer->block_count * DISK_PACKED_INDEX_BYTES + ret_footer->blocks_bytes + sizeof(raw) == f->size_bytes;
+           (uint64_t)ret_footer->block_count * DISK_PACKED_INDEX_BYTES + ret_footer->blocks_bytes +
+                   sizeof(raw) ==
+               f->size_bytes;
 }
 
 static int dump_packed_blocks(struct dump *d, int fd, const struct packed_footer *footer)
@@ -377,8 +389,8 @@ static int dump_packed_blocks(struct dump *d, int fd, const struct packed_footer
             return r;
         stored = read_le32(raw);
         line_begin(d, offset, "block");
-        line_add(d, " index=%" PRIu32 " stored=%" PRIu32 " codec=%s checksum=%016" PRIx64, i, stored & 0x7fffffffu,
-                 stored >> 31 ? "raw" : "lz4", read_le64(raw + 8));
+        line_add(d, " index=%" PRIu32 " stored=%" PRIu32 " codec=%s checksum=%016" PRIx64, i,
+                 stored & 0x7fffffffu, stored >> 31 ? "raw" : "lz4", read_le64(raw + 8));
         line_end(d);
         offset += stored & 0x7fffffffu;
     }
@@ -397,8 +409,8 @@ static int dump_big(struct dump *d, const struct found *f)
     line_begin(d, 0, packed ? "packed" : "raw");
     line_add(d, " size=%" PRIu64 " disk=%" PRIu64, f->size_bytes, f->disk_bytes);
     if (packed)
-        line_add(d, " id=0x%" PRIx64 " logical=%" PRIu64 " blocks=%" PRIu32 " block_bytes=%" PRIu32, footer.node_id,
-                 footer.size_bytes, footer.block_count, footer.block_bytes);
+        line_add(d, " id=0x%" PRIx64 " logical=%" PRIu64 " blocks=%" PRIu32 " block_bytes=%" PRIu32,
+                 footer.node_id, footer.size_bytes, footer.block_count, footer.block_bytes);
     line_end(d);
     if (packed)
         r = dump_packed_blocks(d, fd, &footer);
@@ -410,8 +422,10 @@ static int dump_big(struct dump *d, const struct found *f)
 
 static bool is_wanted(const struct found *f, const char *name, const char *what)
 {
-    static const char *const kinds[] = {
-        [FOUND_JOURNAL] = "journal", [FOUND_INDEX] = "index", [FOUND_SEGMENT] = "segments", [FOUND_BIG] = "big"};
+    static const char *const kinds[] = {[FOUND_JOURNAL] = "journal",
+                                        [FOUND_INDEX] = "index",
+                                        [FOUND_SEGMENT] = "segments",
+                                        [FOUND_BIG] = "big"};
 
     if (f->kind == FOUND_FOREIGN)
         return what == NULL;
@@ -439,8 +453,8 @@ static int dump_file(struct dump *d, const struct found *f)
 
 static bool is_kind(const char *what)
 {
-    return !what || strcmp(what, "journal") == 0 || strcmp(what, "index") == 0 || strcmp(what, "segments") == 0 ||
-           strcmp(what, "big") == 0;
+    return !what || strcmp(what, "journal") == 0 || strcmp(what, "index") == 0 ||
+           strcmp(what, "segments") == 0 || strcmp(what, "big") == 0;
 }
 
 static int dump_run(struct dump *d, const char *what, struct errtext *err)
@@ -463,10 +477,14 @@ static int dump_run(struct dump *d, const char *what, struct errtext *err)
         if (r < 0)
             return errtext(err, r, "store %s: %s: %s", d->in.path, d->name, strerror(-r));
     }
-    return any ? 0 : errtext(err, -ENOENT, "store %s: has no %s; name a file of it, or journal, index, segments, big", d->in.path, what);
+    return any ? 0
+               : errtext(err, -ENOENT,
+                         "store %s: has no %s; name a file of it, or journal, index, segments, big",
+                         d->in.path, what);
 }
 
-int inspect_dump(const char *path, const char *what, bool even_if_busy, inspect_line line, void *ctx, char *err)
+int inspect_dump(const char *path, const char *what, bool even_if_busy, inspect_line line, void *ctx,
+                 char *err)
 {
     struct dump d = {.line = line, .ctx = ctx};
     struct errtext text = {""};

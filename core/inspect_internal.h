@@ -16,7 +16,7 @@ struct inspect {
     struct io *io;
     const char *path; /* borrowed */
     int dir_fd;
-    int lock_fd;      /* holds the store against a daemon; -1 when even_if_busy */
+    int lock_fd; /* holds the store against a daemon; -1 when even_if_busy */
     struct superblock sb;
 };
 
@@ -29,7 +29,7 @@ struct found {
     enum found_kind kind;
     uint64_t no; /* FOREIGN: 0 */
     uint64_t size_bytes, disk_bytes;
-    char *name;  /* FOREIGN: relative path, owned; else NULL */
+    char *name; /* FOREIGN: relative path, owned; else NULL */
 };
 
 struct found_list {
@@ -52,21 +52,21 @@ size_t inspect_escape(const char *text, size_t bytes, char *out, size_t out_byte
 
 struct node_row {
     uint64_t id;
-    struct value value;  /* regular files */
+    struct value value; /* regular files */
     uint32_t mode;
     uint32_t first_name; /* its names, linked by name_row.node_next */
     uint32_t hash_next;  /* same bucket; also chains free rows */
     uint32_t name_count;
-    uint32_t mark;       /* of the walk that came by */
-    bool live;           /* row is in use */
-    bool known;          /* a NODE entry was seen; else only names that lead here */
+    uint32_t mark; /* of the walk that came by */
+    bool live;     /* row is in use */
+    bool known;    /* a NODE entry was seen; else only names that lead here */
 };
 
 struct name_row {
     uint64_t parent, node;
     uint64_t hash;
-    uint32_t name;       /* in the arena */
-    uint32_t hash_next;  /* same bucket; also chains free rows */
+    uint32_t name;      /* in the arena */
+    uint32_t hash_next; /* same bucket; also chains free rows */
     uint32_t node_next, node_prev;
     bool live;
 };
@@ -78,17 +78,17 @@ struct index_table {
     uint32_t name_used, name_allocated, name_free, name_live;
     uint32_t *node_buckets, *name_buckets;
     uint32_t node_bucket_count, name_bucket_count; /* powers of two */
-    uint64_t seed;     /* random: hostile names must not collide at will */
+    uint64_t seed;                                 /* random: hostile names must not collide at will */
     struct names arena;
     uint8_t boot_id[16]; /* of the boot the store was last used in */
     bool boot_known;
-    uint64_t illegal;  /* entries no daemon writes: a name for the root, a node that changes its type, … */
+    uint64_t illegal; /* entries no daemon writes: a name for the root, a node that changes its type, … */
     uint64_t illegal_id; /* the first of them */
 };
 
 int table_init(struct index_table *t);
 void table_fini(struct index_table *t);
-int table_apply(void *ctx, const struct entry_view *entry); /* a journal_apply */
+int table_apply(void *ctx, const struct entry_view *entry);            /* a journal_apply */
 struct node_row *table_node(const struct index_table *t, uint64_t id); /* NULL: there is none */
 const char *table_name(const struct index_table *t, const struct name_row *row, size_t *ret_bytes);
 /* "/dir/key" by its first name, escaped; for a node without one "node 0x…". */

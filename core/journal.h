@@ -90,9 +90,10 @@ uint64_t journal_checkpoint_bytes(const struct journal *j); /* of the newest ind
 uint64_t journal_overdrafts(const struct journal *j); /* times a record had to be charged past the limit */
 
 struct checkpoint;
-/* Rotates and opens index-N.tmp. bytes_max: upper bound of what will be added, reserved in the quota. -ENOSPC
+/* Rotates and opens index-N.tmp. bytes_max: upper bound of what will be added, reserved in the quota: first out of
+ * *reserved_bytes, which the caller holds there already and which is lowered by what was taken. -ENOSPC
  * leaves everything as it was (the rotation is harmless). */
-int checkpoint_begin(struct journal *j, uint64_t bytes_max, struct checkpoint **ret_checkpoint);
+int checkpoint_begin(struct journal *j, uint64_t bytes_max, uint64_t *reserved_bytes, struct checkpoint **ret_checkpoint);
 /* A record of any entries but END; memory work and buffered writes. */
 int checkpoint_add(struct checkpoint *cp, struct record_buffer *rb);
 /* Takes ownership. Of end, nodes, names (as many as were added) and last_seq (all appended so far) are filled in here. */

@@ -14,6 +14,7 @@
 
 enum lock_rank {
     LOCK_RANK_FILE = 5,
+    LOCK_RANK_CHECKPOINT = 8,
     LOCK_RANK_CONTENT = 10,
     LOCK_RANK_RECLAIM = 15,
     LOCK_RANK_CACHE = 20,

@@ -7,21 +7,11 @@
 #include "util.h"
 
 const char *const larder_op_names[LARDER_OP_COUNT] = {
-    [LARDER_OP_LOOKUP] = "lookup",
-    [LARDER_OP_GETATTR] = "getattr",
-    [LARDER_OP_SETATTR] = "setattr",
-    [LARDER_OP_OPEN] = "open",
-    [LARDER_OP_CREATE] = "create",
-    [LARDER_OP_READ] = "read",
-    [LARDER_OP_WRITE] = "write",
-    [LARDER_OP_FLUSH] = "flush",
-    [LARDER_OP_FSYNC] = "fsync",
-    [LARDER_OP_RELEASE] = "release",
-    [LARDER_OP_UNLINK] = "unlink",
-    [LARDER_OP_RENAME] = "rename",
-    [LARDER_OP_MKDIR] = "mkdir",
-    [LARDER_OP_READDIR] = "readdir",
-    [LARDER_OP_XATTR] = "xattr",
+    [LARDER_OP_LOOKUP] = "lookup",   [LARDER_OP_GETATTR] = "getattr", [LARDER_OP_SETATTR] = "setattr",
+    [LARDER_OP_OPEN] = "open",       [LARDER_OP_CREATE] = "create",   [LARDER_OP_READ] = "read",
+    [LARDER_OP_WRITE] = "write",     [LARDER_OP_FLUSH] = "flush",     [LARDER_OP_FSYNC] = "fsync",
+    [LARDER_OP_RELEASE] = "release", [LARDER_OP_UNLINK] = "unlink",   [LARDER_OP_RENAME] = "rename",
+    [LARDER_OP_MKDIR] = "mkdir",     [LARDER_OP_READDIR] = "readdir", [LARDER_OP_XATTR] = "xattr",
     [LARDER_OP_OTHER] = "other",
 };
 _Static_assert(LARDER_OP_OTHER + 1 == LARDER_OP_COUNT, "every operation has a name");

@@ -32,12 +32,8 @@ static const struct unit size_units[] = {
 
 /* From the largest: the order in which they may follow each other. */
 static const struct unit age_units[] = {
-    {"w", 7 * 86400 * NS_PER_S},
-    {"d", 86400 * NS_PER_S},
-    {"h", 3600 * NS_PER_S},
-    {"m", 60 * NS_PER_S},
-    {"s", NS_PER_S},
-    {"ms", NS_PER_MS},
+    {"w", 7 * 86400 * NS_PER_S}, {"d", 86400 * NS_PER_S}, {"h", 3600 * NS_PER_S},
+    {"m", 60 * NS_PER_S},        {"s", NS_PER_S},         {"ms", NS_PER_MS},
 };
 #define AGE_SECONDS_INDEX 4u
 
@@ -157,7 +153,8 @@ int larder_parse_age(const char *text, uint64_t *ret_ns)
         unit = !*p && previous < 0 ? (int)AGE_SECONDS_INDEX : age_unit_find(p, &unit_bytes);
         if (unit <= previous) /* not one, or "30m1h", which is likelier a mistake than meant */
             return -EINVAL;
-        if (__builtin_mul_overflow(number, age_units[unit].scale, &number) || __builtin_add_overflow(ns, number, &ns))
+        if (__builtin_mul_overflow(number, age_units[unit].scale, &number) ||
+            __builtin_add_overflow(ns, number, &ns))
             return -ERANGE;
         previous = unit;
         p += unit_bytes;
@@ -187,7 +184,8 @@ void larder_format_age(uint64_t ns, char out[32])
         if (count == 0)
             continue;
         /* The longest, of UINT64_MAX - 2, takes 22 bytes. */
-        used += (size_t)snprintf(out + used, 32 - used, "%llu%s", (unsigned long long)count, age_units[i].name);
+        used +=
+            (size_t)snprintf(out + used, 32 - used, "%llu%s", (unsigned long long)count, age_units[i].name);
         ns %= age_units[i].scale;
     }
 }

@@ -224,7 +224,7 @@ static int try_checkpoint(struct journal *j, bool clean)
     struct checkpoint *cp;
     int r;
 
-    r = checkpoint_begin(j, 4096, &cp);
+    r = checkpoint_begin(j, 4096, &(uint64_t){0}, &cp);
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < KEY_COUNT; i++) {
@@ -382,8 +382,8 @@ static void test_checkpoint_abort(void)
     j = must_open(&d, &q, &s, &replay);
     CHECK_OK(journal_write(j, append(j, 0)));
     since = journal_since_checkpoint(j);
-    CHECK_OK(checkpoint_begin(j, 4096, &cp));
-    CHECK_EQ(checkpoint_begin(j, 4096, &second), -EBUSY);
+    CHECK_OK(checkpoint_begin(j, 4096, &(uint64_t){0}, &cp));
+    CHECK_EQ(checkpoint_begin(j, 4096, &(uint64_t){0}, &second), -EBUSY);
     CHECK_EQ(dir_count(&d, "index-"), 1);
     checkpoint_abort(&cp);
     CHECK(!cp);
@@ -777,7 +777,7 @@ static void test_threads(void)
         struct checkpoint *cp;
         struct record_buffer rb = {0};
 
-        CHECK_OK(checkpoint_begin(c.j, 4096, &cp));
+        CHECK_OK(checkpoint_begin(c.j, 4096, &(uint64_t){0}, &cp));
         for (uint64_t key = 0; key < KEY_COUNT; key++) {
             struct use_image use = {.node = key};
             struct state now;

@@ -101,7 +101,8 @@ static void check_cases(const struct text_case *cases, size_t count, int (*parse
         uint64_t want = cases[i].r == 0 ? cases[i].value : 42; /* written only on success */
 
         if (r != cases[i].r || value != want)
-            CHECK_FAIL("\"%s\": %d, %" PRIu64 "; not %d, %" PRIu64, cases[i].text, r, value, cases[i].r, want);
+            CHECK_FAIL("\"%s\": %d, %" PRIu64 "; not %d, %" PRIu64, cases[i].text, r, value, cases[i].r,
+                       want);
     }
 }
 
