@@ -163,7 +163,7 @@ struct larder {
     uint64_t miss_filter[MISS_FILTER_SLOTS];
 
     struct lock checkpoint_lock;        /* rank CHECKPOINT */
-    uint64_t checkpoint_reserve_bytes;  /* (checkpoint) held in the quota so that the next one finds room */
+    _Atomic uint64_t checkpoint_reserve_bytes; /* held in the quota so that the next one finds room */
     struct lock reclaim_lock;           /* rank RECLAIM */
     _Atomic uint64_t wanted_bytes;      /* what those who wait for room want, together */
     _Atomic bool rb_failed;             /* a record could not be built: no memory */
@@ -273,6 +273,7 @@ void work_stop(struct larder *l);
 void work_want_eviction(struct larder *l);
 void work_want_tidy(struct larder *l);
 int work_checkpoint(struct larder *l, bool clean);
+bool work_release_checkpoint_room(struct larder *l); /* what keys that left no longer need; true: there was some */
 int work_bound_journal(struct larder *l); /* before a change is logged, without locks: a journal that is far too long
                                           * is shortened first */
 int work_clean_segment(struct larder *l); /* 1: gave something back, 0: nothing to do. Reclaim lock may be held */

@@ -193,8 +193,13 @@ static void victims_drop_values(struct larder *l, const struct victims *v)
         content_drop_value(l->store, &v->values[i], false);
 }
 
+#define NODE_INDEX_BYTES 256u /* what a key takes in a checkpoint, about; its xattrs besides */
+
 static void victims_take(struct larder *l, struct victims *v, struct node *n, enum drop_reason reason)
 {
+    const struct node_ext *x = node_ext(l->tree, n);
+
+    v->freed_bytes += NODE_INDEX_BYTES + (x ? x->tlv_bytes : 0);
     cache_drop_node(l, n, reason, &v->values[v->count]);
     v->freed_bytes += v->values[v->count].stored_bytes;
     v->count++;
@@ -285,6 +290,8 @@ static bool make_room_step(struct larder *l, uint64_t want_bytes)
 {
     if (reclaim_all(l) > 0)
         return true;
+    if (work_release_checkpoint_room(l))
+        return true;
     if (cache_expire_due(l) > 0)
         return true;
     if (evict_some(l, room_reason(l), EVICT_BATCH, MAX(want_bytes, MIN(EVICT_AT_LEAST_BYTES, quota_limit(&l->quota) / 256))) > 0)
@@ -362,19 +369,29 @@ int cache_host_full(struct larder *l, uint64_t bytes)
     return left > 0 ? 0 : -ENOSPC;
 }
 
-/* min_free and a host disk smaller than the quota both act by lowering the limit. */
+/* Reserved in the quota, but not taken from the disk yet. */
+static uint64_t unspent_bytes(struct larder *l)
+{
+    struct store_usage usage;
+    uint64_t spent, charged;
+
+    store_usage(l->store, &usage);
+    spent = usage.charged_bytes + journal_disk_bytes(l->journal) + journal_checkpoint_bytes(l->journal);
+    charged = quota_charged(&l->quota);
+    return charged - MIN(charged, spent);
+}
+
+/* min_free acts by lowering the limit: what the disk may still give, less what was promised already. */
 void cache_update_min_free(struct larder *l)
 {
-    uint64_t base = atomic_load(&l->base_limit_bytes), limit = base, host_free, charged;
+    uint64_t base = atomic_load(&l->base_limit_bytes), limit = base, host_free, ours;
     struct statvfs vfs;
 
     if (l->opts.min_free_bytes > 0 && fstatvfs(l->dir_fd, &vfs) == 0) {
         host_free = (uint64_t)vfs.f_bavail * vfs.f_frsize;
-        charged = quota_charged(&l->quota);
-        if (host_free >= l->opts.min_free_bytes)
-            limit = MIN(base, charged + (host_free - l->opts.min_free_bytes));
-        else
-            limit = MIN(base, charged - MIN(charged, l->opts.min_free_bytes - host_free));
+        ours = quota_charged(&l->quota) + host_free;
+        limit = l->opts.min_free_bytes + unspent_bytes(l);
+        limit = MIN(base, ours - MIN(ours, limit));
     }
     atomic_store(&l->quota.limit_bytes, limit);
 }

@@ -421,23 +421,28 @@ static void note_change(struct open_node *on, bool kill_priv)
 }
 
 /* The host disk may be fuller than our quota says: evict and try again, a bounded number of times. */
-#define RETRY_WHEN_HOST_IS_FULL(l, bytes, r, call)                                       \
-    do {                                                                                 \
-        (r) = (call);                                                                    \
-        for (int try_ = 0; ((r) == -ENOSPC || (r) == -EDQUOT) && try_ < HOST_FULL_TRIES; try_++) { \
-            if (quota_available(&(l)->quota) < (bytes) || cache_host_full(l, bytes) < 0) \
-                break;                                                                   \
-            (r) = (call);                                                                \
-        }                                                                                \
+static bool host_gave_way(struct open_node *on, int r, uint64_t bytes)
+{
+    struct larder *l = on->l;
+
+    if ((r != -ENOSPC && r != -EDQUOT) || quota_available(&l->quota) < bytes || content_was_refused(on->content))
+        return false;
+    return cache_host_full(l, bytes) == 0;
+}
+
+#define RETRY_WHEN_HOST_IS_FULL(on, bytes, r, call)                                  \
+    do {                                                                             \
+        (r) = (call);                                                                \
+        for (int try_ = 0; try_ < HOST_FULL_TRIES && host_gave_way(on, r, bytes); try_++) \
+            (r) = (call);                                                            \
     } while (0)
 
 int open_node_resize(struct open_node *on, uint64_t size_bytes)
 {
-    struct larder *l = on->l;
     int r;
 
     lock_take(&on->lock);
-    RETRY_WHEN_HOST_IS_FULL(l, BLOCK_BYTES, r, content_truncate(on->content, size_bytes));
+    RETRY_WHEN_HOST_IS_FULL(on, BLOCK_BYTES, r, content_truncate(on->content, size_bytes));
     if (r == 0)
         note_change(on, false);
     lock_give(&on->lock);
@@ -453,7 +458,7 @@ int larder_write(struct larder_file *f, const void *buf, size_t bytes, uint64_t 
     if (r < 0)
         return r;
     lock_take(&f->on->lock);
-    RETRY_WHEN_HOST_IS_FULL(l, bytes, r, content_write(f->on->content, buf, bytes, offset));
+    RETRY_WHEN_HOST_IS_FULL(f->on, bytes, r, content_write(f->on->content, buf, bytes, offset));
     if (r == 0) {
         note_change(f->on, kill_priv);
         COUNT_ADD(l, written_bytes, bytes);
@@ -472,7 +477,7 @@ int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t b
     if (!f->writable)
         return -EBADF;
     lock_take(&f->on->lock);
-    RETRY_WHEN_HOST_IS_FULL(l, bytes, r, content_allocate(f->on->content, mode, offset, bytes));
+    RETRY_WHEN_HOST_IS_FULL(f->on, bytes, r, content_allocate(f->on->content, mode, offset, bytes));
     if (r == 0)
         note_change(f->on, false);
     lock_give(&f->on->lock);
@@ -606,6 +611,8 @@ static int commit_unchanged(struct open_node *on, bool durable)
     log_begin(l);
     n = tree_node(l->tree, on->id);
     if (n->first_dentry && (n->flags & NODE_NEW || on->uncommitted)) {
+        if (on->changed && on->size_bytes != n->size_bytes && l->callbacks.node_changed)
+            l->callbacks.node_changed(l->callbacks.ctx, on->id, true); /* given up: what the kernel holds is no value */
         on->uncommitted = false;
         COUNT_ADD(l, puts, (n->flags & NODE_NEW) != 0);
         log_node(l, n);
@@ -650,6 +657,26 @@ static bool has_something_to_commit(struct open_node *on)
     return r;
 }
 
+/* A new file whose bytes found no room stays as an empty one, as a full disk would leave it. */
+static void keep_empty(struct open_node *on)
+{
+    struct larder *l = on->l;
+    struct node *n;
+    uint64_t seq;
+
+    lock_take(&l->lock);
+    log_begin(l);
+    n = tree_node(l->tree, on->id);
+    if (n->first_dentry && n->flags & NODE_NEW) {
+        n->flags &= ~(unsigned)NODE_NEW;
+        log_node(l, n);
+        log_names_of(l, n);
+    }
+    seq = log_end(l);
+    lock_give(&l->lock);
+    (void)log_write(l, seq, false); /* the caller reports the lack of room already */
+}
+
 static int commit_locked(struct open_node *on, bool durable)
 {
     struct larder *l = on->l;
@@ -664,7 +691,9 @@ static int commit_locked(struct open_node *on, bool durable)
         r = log_room(l, RECORD_USUAL_BYTES);
     if (r < 0)
         return r;
-    RETRY_WHEN_HOST_IS_FULL(l, content_size(on->content), r, content_commit(on->content, durable, &v, &changed));
+    RETRY_WHEN_HOST_IS_FULL(on, content_size(on->content), r, content_commit(on->content, durable, &v, &changed));
+    if (r == -ENOSPC)
+        keep_empty(on);
     if (r < 0)
         return r;
     return changed ? commit_value(on, &v, true, durable) : commit_unchanged(on, durable);

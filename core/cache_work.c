@@ -165,10 +165,12 @@ static int checkpoint_write(struct larder *l, bool clean)
     struct record_buffer rb = {0};
     struct checkpoint *cp = NULL;
     struct end_image end = {0};
+    uint64_t held = atomic_exchange(&l->checkpoint_reserve_bytes, 0);
     int r = store_sync(l->store); /* what the checkpoint points to should not be less durable than itself */
 
     if (r == 0)
-        r = checkpoint_begin(l->journal, checkpoint_bound(l), &l->checkpoint_reserve_bytes, &cp);
+        r = checkpoint_begin(l->journal, checkpoint_bound(l), &held, &cp);
+    atomic_fetch_add(&l->checkpoint_reserve_bytes, held);
     if (r == 0)
         r = checkpoint_nodes(l, cp, &rb, &end.nodes);
     if (r == 0)
@@ -182,20 +184,33 @@ static int checkpoint_write(struct larder *l, bool clean)
     return r;
 }
 
-/* Room for the next checkpoint is held all the time: at quota there would be none when the journal must be shortened.
- * Checkpoint lock held. */
+/* Room for the next checkpoint is held all the time: at quota there would be none when the journal must be shortened. */
+static uint64_t checkpoint_room(struct larder *l)
+{
+    uint64_t bound = checkpoint_bound(l);
+
+    return bound + bound / 16;
+}
+
+/* Checkpoint lock held. */
 static void checkpoint_hold_room(struct larder *l)
 {
-    uint64_t want = checkpoint_bound(l);
+    uint64_t want = checkpoint_room(l), held = atomic_load(&l->checkpoint_reserve_bytes);
 
-    want += want / 16;
-    if (want > l->checkpoint_reserve_bytes) {
-        if (quota_reserve(&l->quota, want - l->checkpoint_reserve_bytes) == 0)
-            l->checkpoint_reserve_bytes = want;
-    } else if (want < l->checkpoint_reserve_bytes - l->checkpoint_reserve_bytes / 4) {
-        quota_release(&l->quota, l->checkpoint_reserve_bytes - want);
-        l->checkpoint_reserve_bytes = want;
-    }
+    if (want > held && quota_reserve(&l->quota, want - held) == 0)
+        atomic_fetch_add(&l->checkpoint_reserve_bytes, want - held);
+}
+
+bool work_release_checkpoint_room(struct larder *l)
+{
+    uint64_t want = checkpoint_room(l), held = atomic_load(&l->checkpoint_reserve_bytes);
+
+    while (held > want)
+        if (atomic_compare_exchange_weak(&l->checkpoint_reserve_bytes, &held, want)) {
+            quota_release(&l->quota, held - want);
+            return true;
+        }
+    return false;
 }
 
 int work_checkpoint(struct larder *l, bool clean)
@@ -484,6 +499,7 @@ static void tidy(struct larder *l)
     if (checkpoint_is_due(l))
         (void)work_checkpoint(l, false); /* told and counted */
     lock_take(&l->checkpoint_lock);
+    (void)work_release_checkpoint_room(l);
     if (l->opts.quota_bytes > 0)
         checkpoint_hold_room(l);
     lock_give(&l->checkpoint_lock);

@@ -253,6 +253,17 @@ bool content_is_dirty(struct content *c)
     return atomic_load(&c->dirty);
 }
 
+bool content_was_refused(struct content *c)
+{
+    bool refused;
+
+    CHECK_OBJ(c, CONTENT_MAGIC);
+    lock_take(&c->lock);
+    refused = c->refused;
+    lock_give(&c->lock);
+    return refused;
+}
+
 bool content_is_sealed(struct content *c)
 {
     CHECK_OBJ(c, CONTENT_MAGIC);

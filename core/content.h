@@ -15,7 +15,9 @@
  *   SEALED  -> RAW       first change of a packed big value (decoded into a new raw file)
  *   MEMORY  -> PACKED    outgrew big_bytes by appends, compressible
  *   PACKED, RAW -> MEMORY  a file never committed would need others evicted before its size is known: it is held in
- *                        memory instead, up to HOLD_BYTES_MAX, so that a value that cannot fit costs nobody a key
+ *                        memory instead, up to HOLD_BYTES_MAX, so that a value that cannot fit costs nobody a key.
+ *                        Once it proves too large (-ENOSPC) it takes nothing more before it is truncated to 0, and
+ *                        a commit gives it up: the value before stays
  *   MEMORY  -> RAW       outgrew big_bytes otherwise; fallocate; fsynced again and again (a database)
  *   PACKED  -> RAW       a write that is no append, truncate up, fallocate
  *   any     -> SEALED    content_commit, content_seal
@@ -108,6 +110,7 @@ uint64_t content_size(struct content *c);
 uint64_t content_disk_bytes(struct content *c); /* for st_blocks */
 bool content_is_dirty(struct content *c);       /* has changes a commit would publish */
 bool content_is_sealed(struct content *c);
+bool content_was_refused(struct content *c);    /* proved too large; eviction would not help */
 
 /* Turns the changes into a value: payload written, checksummed, verified sizes. durable: the payload is on
  * the device on return (the caller syncs the journal after). *ret_changed false: nothing to publish. The

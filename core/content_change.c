@@ -193,7 +193,7 @@ static bool must_hold(const struct content *c, uint64_t end, uint64_t growth_byt
     const struct quota *q = store_quota(c->st);
     uint64_t spare = MIN(quota_limit(q) / HOLD_SPARE_SHARE, 32 * MIB) + 64 * KIB;
 
-    if (end > HOLD_BYTES_MAX || content_memory_bytes() + end > MEMORY_BYTES_MAX)
+    if (!q->make_room || end > HOLD_BYTES_MAX || content_memory_bytes() + end > MEMORY_BYTES_MAX)
         return false;
     return quota_limit(q) > 0 && quota_available(q) < growth_bytes + growth_bytes / 64 + spare;
 }
@@ -427,7 +427,7 @@ static int write_memory(struct content *c, const void *buf, size_t bytes, uint64
 static int write_locked(struct content *c, const void *buf, size_t bytes, uint64_t offset)
 {
     uint64_t size = atomic_load(&c->size_bytes), end = offset + bytes;
-    int r = begin_change(c, size);
+    int r = c->refused ? -ENOSPC : begin_change(c, size);
 
     if (r == 0)
         r = make_way(c, end, buf, bytes, offset);
@@ -435,12 +435,14 @@ static int write_locked(struct content *c, const void *buf, size_t bytes, uint64
         r = unpack_to_raw(c, size);
     if (r < 0)
         return r;
-    if (atomic_load(&c->state) == CONTENT_MEMORY)
+    if (atomic_load(&c->state) == CONTENT_MEMORY) {
         r = write_memory(c, buf, bytes, offset);
-    else if (atomic_load(&c->state) == CONTENT_PACKED)
+        c->refused = r == -ENOSPC && c->held;
+    } else if (atomic_load(&c->state) == CONTENT_PACKED) {
         r = packed_append(c->packed, c->st, c->stage, buf, bytes);
-    else
+    } else {
         r = raw_write(c, raw_file(c), buf, bytes, offset);
+    }
     if (r == 0)
         content_changed(c, MAX(size, end));
     else if (atomic_load(&c->state) >= CONTENT_RAW && offset < size)
@@ -472,7 +474,7 @@ static int truncate_to_zero(struct content *c)
     content_forget_stage(c);
     content_forget_buffer(c);
     c->appended_only = true;
-    c->held = false;
+    c->held = c->refused = false;
     content_set_state(c, CONTENT_MEMORY);
     content_changed(c, 0);
     return 0;
@@ -487,7 +489,7 @@ static int truncate_locked(struct content *c, uint64_t size_bytes)
         return 0;
     if (size_bytes == 0)
         return truncate_to_zero(c);
-    r = begin_change(c, size_bytes);
+    r = c->refused ? -ENOSPC : begin_change(c, size_bytes);
     if (r < 0)
         return r;
     if (atomic_load(&c->state) == CONTENT_MEMORY && !memory_is_outgrown(c, size_bytes)) {
@@ -547,7 +549,7 @@ static int allocate_locked(struct content *c, int mode, uint64_t offset, uint64_
     uint64_t new_size = mode & FALLOC_FL_KEEP_SIZE ? size : MAX(size, end);
     bool zeroes = mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE);
     bool beyond_memory;
-    int r = begin_change(c, size);
+    int r = c->refused ? -ENOSPC : begin_change(c, size);
 
     if (r < 0)
         return r;

@@ -233,9 +233,28 @@ static int commit_empty(struct content *c, struct value *ret_value, bool *ret_ch
     return 0;
 }
 
+/* A value that proved too large while it was held is given up, not cut: what was committed before stays. */
+static void abandon(struct content *c)
+{
+    bool in_place = c->value.kind == VALUE_RAW && c->value.unsealed;
+
+    content_forget_stage(c);
+    content_forget_buffer(c);
+    release_reserved(c);
+    c->held = false;
+    atomic_store(&c->size_bytes, c->value.size_bytes);
+    atomic_store(&c->disk_bytes, c->value.stored_bytes);
+    atomic_store(&c->dirty, false);
+    content_set_state(c, in_place ? CONTENT_IN_PLACE : CONTENT_SEALED);
+}
+
 static int commit_dirty(struct content *c, bool durable, struct value *ret_value, bool *ret_changed)
 {
-    *ret_changed = true;
+    *ret_changed = !c->refused;
+    if (c->refused) {
+        abandon(c);
+        return 0;
+    }
     if (atomic_load(&c->size_bytes) == 0 && atomic_load(&c->state) != CONTENT_IN_PLACE)
         return commit_empty(c, ret_value, ret_changed);
     if (atomic_load(&c->state) == CONTENT_MEMORY && c->held && atomic_load(&c->size_bytes) > c->opts.big_bytes) {

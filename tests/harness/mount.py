@@ -50,8 +50,10 @@ def find_mount(path, kind=""):
     return None
 
 
-def wait_mounted(path, pid):
-    """True when path is a FUSE mount, False when process pid ended first. Waits for either, without polling."""
+def wait_mounted(path, pid, before=None):
+    """True when path is a FUSE mount, False when process pid ended first. Waits for either, without polling.
+
+    before: what find_mount said before the process was started; a dead mount found there is not the new one."""
     deadline = Deadline(READY_SECONDS)
     with open("/proc/self/mountinfo", "rb", buffering=0) as table:
         pid_fd = os.pidfd_open(pid)
@@ -59,7 +61,7 @@ def wait_mounted(path, pid):
             poller = select.poll()
             poller.register(table, select.POLLERR | select.POLLPRI)
             poller.register(pid_fd, select.POLLIN)
-            while not find_mount(path, "fuse"):
+            while find_mount(path, "fuse") in (None, before):
                 events = poller.poll(deadline.left() * 1000)
                 if any(fd == pid_fd for fd, _ in events):
                     return False
@@ -133,14 +135,14 @@ class Mount:
         """Mounts; `changed` options replace those given before, for this and later starts."""
         assert self.process is None, "already started"
         self.options = {**self.options, **changed}
-        argv = self.argv()
+        argv, before = self.argv(), find_mount(self.mnt)
         self.logs.append(os.path.join(self.site.logs, f"daemon{self.name}-{len(self.logs)}.log"))
         with open(self.logs[-1], "wb") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             start_new_session=True, env=self.site.environment,
                                             preexec_fn=lambda: sysx.die_with_parent(signal.SIGTERM))
         self.site.commands.append(argv)
-        if not wait_mounted(self.mnt, self.process.pid):
+        if not wait_mounted(self.mnt, self.process.pid, before):
             status = self.process.wait()
             self.process = None
             raise MountFailed(argv, status, self.log())
