@@ -574,12 +574,15 @@ int larder_start(struct larder *l)
 
 int larder_close(struct larder *l)
 {
+    uint64_t freed = 0;
     int r = 0;
 
     if (!l)
         return 0;
     CHECK_OBJ(l, LARDER_MAGIC);
     work_stop(l);
+    while (!l->opts.read_only && store_reclaim(l->store, 64, &freed) == 0 && freed > 0)
+        ;
     if (l->opts.read_only)
         r = 0;
     else if (atomic_load(&l->failed))

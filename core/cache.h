@@ -231,6 +231,8 @@ void node_gone_if_unused(struct larder *l, struct node *n);
 void cache_count_value(struct larder *l, const struct value *v, int sign);
 /* Takes the committed value off a node whose last name is gone, unless it is open. */
 void node_take_value(struct larder *l, struct node *n, struct value *ret_value);
+/* Of a nameless node: what nobody can reach any more goes. The kernel may still open a node it has a reference to. */
+void node_settle_nameless(struct larder *l, struct node *n, struct value *ret_value);
 
 /* cache_file.c */
 struct open_node *open_node_find(const struct larder *l, uint32_t slot); /* cache lock held */

@@ -78,6 +78,15 @@ void node_gone_if_unused(struct larder *l, struct node *n)
     node_free(l->tree, n);
 }
 
+void node_settle_nameless(struct larder *l, struct node *n, struct value *ret_value)
+{
+    *ret_value = (struct value){.kind = VALUE_EMPTY};
+    if (n->first_dentry || n->flags & NODE_OPEN || (n->lookups > 0 && !(n->flags & NODE_EVICTED)))
+        return;
+    node_take_value(l, n, ret_value);
+    node_gone_if_unused(l, n);
+}
+
 /* ---- leaving ---- */
 
 static void tell_names_gone(struct larder *l, const struct node *n)

@@ -176,8 +176,7 @@ static void open_node_closed(struct larder *l, struct open_node *on, struct node
     if (on->uncommitted && l->callbacks.node_changed) /* what counts again is the value before */
         l->callbacks.node_changed(l->callbacks.ctx, on->id, true);
     if (!n->first_dentry) {
-        node_take_value(l, n, ret_value);
-        node_gone_if_unused(l, n);
+        node_settle_nameless(l, n, ret_value);
         return;
     }
     evict_unhold(&l->evict, l->tree, n);
@@ -220,8 +219,6 @@ static int open_check(struct larder *l, struct node *n, int flags)
         return writes ? -EISDIR : -EINVAL;
     if (!node_is_file(n))
         return -ENXIO;
-    if (!n->first_dentry && !(n->flags & (NODE_OPEN | NODE_NEW)))
-        return -ESTALE; /* unlinked and closed: its value is gone */
     if (writes)
         return cache_writable(l);
     return 0;
@@ -276,7 +273,7 @@ static void drop_corrupt(struct larder *l, uint64_t id)
     log_begin(l);
     n = tree_node(l->tree, id);
     if (n) {
-        if (n->flags & NODE_OLD_BOOT)
+        if (l->unclean_boot && n->flags & NODE_UNVERIFIED)
             COUNT(l, lost_values);
         else
             COUNT(l, corrupt_records);
@@ -354,6 +351,17 @@ bool larder_file_writable(const struct larder_file *f)
     return f->writable;
 }
 
+static void note_verified(struct larder *l, uint64_t id)
+{
+    struct node *n;
+
+    lock_take(&l->lock);
+    n = tree_node(l->tree, id);
+    if (n)
+        n->flags &= ~(unsigned)NODE_UNVERIFIED;
+    lock_give(&l->lock);
+}
+
 int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
 {
     struct larder *l = f->l;
@@ -363,7 +371,7 @@ int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
 
     lock_take(&l->lock);
     n = tree_node(l->tree, f->on->id);
-    verify = n && n->flags & NODE_OLD_BOOT;
+    verify = n && n->flags & NODE_UNVERIFIED;
     lock_give(&l->lock);
     lock_take(&f->on->lock);
     r = content_backing_fd(f->on->content, verify, ret_fd);
@@ -372,6 +380,10 @@ int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
         COUNT(l, passthrough_opens);
     }
     lock_give(&f->on->lock);
+    if (r == -EBADMSG)
+        drop_corrupt(l, f->on->id); /* its reader finds the same, block by block */
+    if (r == 0 && verify)
+        note_verified(l, f->on->id);
     return r;
 }
 

@@ -73,8 +73,7 @@ static void after_unlink(struct larder *l, struct node *n, struct aftermath *a)
     if (n->first_dentry)
         return;
     node_unlinked(l, n);
-    node_take_value(l, n, &a->values[a->value_count++]);
-    node_gone_if_unused(l, n);
+    node_settle_nameless(l, n, &a->values[a->value_count++]);
 }
 
 /* If n is past its deadline it leaves now. true: it did. */
@@ -127,15 +126,18 @@ int larder_lookup(struct larder *l, uint64_t parent, const char *name, size_t na
 
 void larder_forget(struct larder *l, uint64_t id, uint64_t count)
 {
+    struct value gone = {.kind = VALUE_EMPTY};
     struct node *n;
 
     lock_take(&l->lock);
     n = tree_node(l->tree, id);
-    if (n) {
+    if (n && id != LARDER_ROOT) {
         n->lookups -= (uint32_t)MIN(count, n->lookups);
-        node_gone_if_unused(l, n);
+        if (!n->first_dentry)
+            node_settle_nameless(l, n, &gone); /* K3: its DROP was written when its name went */
     }
     lock_give(&l->lock);
+    content_drop_value(l->store, &gone, false);
 }
 
 /* ---- making ---- */

@@ -54,6 +54,17 @@ static int apply_ext(struct larder *l, struct node *n, const struct node_image *
     return 0;
 }
 
+static uint64_t symlink_bytes(const struct node_image *i)
+{
+    struct tlv_view tlv;
+    uint32_t offset = 0;
+
+    while (tlv_next(i->tlv, i->tlv_bytes, &offset, &tlv) == 0)
+        if (tlv.kind == NODE_TLV_SYMLINK)
+            return tlv.value_bytes;
+    return 0;
+}
+
 static int apply_node(struct larder *l, const struct node_image *i)
 {
     struct node *n;
@@ -75,6 +86,8 @@ static int apply_node(struct larder *l, const struct node_image *i)
     r = apply_ext(l, n, i);
     if (r < 0)
         return r;
+    if (S_ISLNK(n->mode))
+        n->size_bytes = symlink_bytes(i);
     return node_is_file(n) ? node_set_value(l->tree, n, &i->value) : 0;
 }
 
@@ -310,8 +323,7 @@ static int recover_node(struct larder *l, struct node *n)
         l->policy_dirs += x && ext_has_policy(x);
         return 0;
     }
-    if (l->unclean_boot)
-        n->flags |= NODE_OLD_BOOT;
+    n->flags |= NODE_UNVERIFIED;
     l->entries++;
     node_value(l->tree, n, &v);
     cache_count_value(l, &v, +1);

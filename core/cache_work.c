@@ -555,6 +555,7 @@ int work_start(struct larder *l)
     static void *(*const mains[WORKER_COUNT])(void *) = {
         [WORKER_EVICT] = evict_thread, [WORKER_TICK] = tick_thread, [WORKER_TIDY] = tidy_thread};
 
+    l->tidy_wanted = true; /* a daemon that is killed again and again must shorten its journal, too */
     while (l->threads_started < WORKER_COUNT) {
         int r = -pthread_create(&l->threads[l->threads_started], NULL, mains[l->threads_started], l);
         if (r < 0)

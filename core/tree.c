@@ -308,7 +308,7 @@ int node_set_value(struct tree *t, struct node *n, const struct value *v)
         if (r < 0)
             return r;
     }
-    n->flags &= ~(7u << NODE_KIND_SHIFT | 3u << NODE_CODEC_SHIFT | (unsigned)NODE_UNSEALED | (unsigned)NODE_OLD_BOOT);
+    n->flags &= ~(7u << NODE_KIND_SHIFT | 3u << NODE_CODEC_SHIFT | (unsigned)NODE_UNSEALED | (unsigned)NODE_UNVERIFIED);
     n->flags |= (uint32_t)v->kind << NODE_KIND_SHIFT | (uint32_t)v->codec << NODE_CODEC_SHIFT;
     n->size_bytes = v->size_bytes;
     n->place = v->kind == VALUE_SEGMENT ? v->place : (struct place){0};

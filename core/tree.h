@@ -38,7 +38,7 @@ enum node_flag {
     NODE_LISTED = 1 << 2,   /* in the recency list */
     NODE_HELD = 1 << 3,     /* in the held list: was the coldest while open or pinned */
     NODE_UNSEALED = 1 << 4, /* value.unsealed */
-    NODE_OLD_BOOT = 1 << 5, /* value written before the machine last started, not verified since */
+    NODE_UNVERIFIED = 1 << 5, /* value found at mount: not all of it was read by this process yet */
     NODE_EVICTED = 1 << 6,  /* left without a client's doing: stale to all but those who have it open */
     NODE_KIND_SHIFT = 8,    /* bits 8..10: enum value_kind */
     NODE_CODEC_SHIFT = 11,  /* bits 11..12: enum codec */

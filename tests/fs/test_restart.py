@@ -3,6 +3,7 @@
 Method: a snapshot of all that can be asked is taken through the mount before, and must be equal after the restart."""
 
 import errno
+import mmap
 import os
 import signal
 import stat
@@ -252,6 +253,24 @@ def test_big_values_changed_in_place_survive_a_clean_stop_and_fsync_survives_sig
         assert first_difference(get(m.path("key")), bytes(model)) == ""
     m.stop()
     site.check(m.store)
+
+
+@pytest.mark.parametrize("how", [None, signal.SIGTERM], ids=["umount", "SIGTERM"])
+def test_a_map_written_after_its_file_was_closed_survives(mount, how):
+    """Nobody calls close(2) after such a write: the daemon must not end before it is done with what is left of it."""
+    m = mount(quota="256M")
+    for turn in range(5):
+        for size in (20_000, 2_000_000):
+            put(m.path(f"key-{size}"), bytes(size))
+        for size in (20_000, 2_000_000):
+            with open(m.path(f"key-{size}"), "r+b") as f:
+                view = mmap.mmap(f.fileno(), size)
+            view[:] = random_bytes(size, turn)
+            view.close()
+        m.stop(how)
+        m.start()
+        for size in (20_000, 2_000_000):
+            assert first_difference(get(m.path(f"key-{size}")), random_bytes(size, turn)) == ""
 
 
 def test_unlinked_open_files_leave_no_space_behind_after_sigkill(mount, site):

@@ -50,10 +50,19 @@ def find_mount(path, kind=""):
     return None
 
 
-def wait_mounted(path, pid, before=None):
-    """True when path is a FUSE mount, False when process pid ended first. Waits for either, without polling.
+def is_served(path):
+    """Whether path is a FUSE mount with a daemon behind it; a dead one is there, but does not answer."""
+    if not find_mount(path, "fuse"):
+        return False
+    try:
+        os.stat(path)
+        return True
+    except OSError as error:
+        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
 
-    before: what find_mount said before the process was started; a dead mount found there is not the new one."""
+
+def wait_mounted(path, pid):
+    """True when path is a FUSE mount, False when process pid ended first. Waits for either, without polling."""
     deadline = Deadline(READY_SECONDS)
     with open("/proc/self/mountinfo", "rb", buffering=0) as table:
         pid_fd = os.pidfd_open(pid)
@@ -61,7 +70,7 @@ def wait_mounted(path, pid, before=None):
             poller = select.poll()
             poller.register(table, select.POLLERR | select.POLLPRI)
             poller.register(pid_fd, select.POLLIN)
-            while find_mount(path, "fuse") in (None, before):
+            while not is_served(path):
                 events = poller.poll(deadline.left() * 1000)
                 if any(fd == pid_fd for fd, _ in events):
                     return False
@@ -135,14 +144,14 @@ class Mount:
         """Mounts; `changed` options replace those given before, for this and later starts."""
         assert self.process is None, "already started"
         self.options = {**self.options, **changed}
-        argv, before = self.argv(), find_mount(self.mnt)
+        argv = self.argv()
         self.logs.append(os.path.join(self.site.logs, f"daemon{self.name}-{len(self.logs)}.log"))
         with open(self.logs[-1], "wb") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             start_new_session=True, env=self.site.environment,
                                             preexec_fn=lambda: sysx.die_with_parent(signal.SIGTERM))
         self.site.commands.append(argv)
-        if not wait_mounted(self.mnt, self.process.pid, before):
+        if not wait_mounted(self.mnt, self.process.pid):
             status = self.process.wait()
             self.process = None
             raise MountFailed(argv, status, self.log())
@@ -313,8 +322,10 @@ class Site:
         self.tmpfs_points = []
         self.notes = []
         self.aborted = False
-        self.environment = {**os.environ, "LC_ALL": "C.UTF-8", "UBSAN_OPTIONS": "print_stacktrace=1"}
-        suppressions = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../packaging/suppressions/tsan"))
+        here = os.path.dirname(os.path.abspath(__file__))
+        self.environment = {**os.environ, "LC_ALL": "C.UTF-8", "UBSAN_OPTIONS": "print_stacktrace=1",
+                            "ASAN_OPTIONS": f"suppressions={here}/asan.suppressions"}
+        suppressions = os.path.abspath(os.path.join(here, "../../packaging/suppressions/tsan"))
         if os.path.exists(suppressions):
             self.environment["TSAN_OPTIONS"] = f"suppressions={suppressions}"
 
