@@ -314,6 +314,18 @@ static uint64_t base_limit(struct larder *l)
     return (uint64_t)vfs.f_blocks * vfs.f_frsize;
 }
 
+/* du(1) is no instant: it may count a file, then what replaced it. Who measures beside the traffic must not
+ * see the quota passed either (C1), so a small share of it is never charged. */
+#define WALK_MARGIN_SHARE 64u
+#define WALK_MARGIN_BYTES_MAX (16 * MIB)
+
+uint64_t cache_usable_bytes(const struct larder *l)
+{
+    uint64_t base = atomic_load(&l->base_limit_bytes);
+
+    return base - MIN(base / WALK_MARGIN_SHARE, WALK_MARGIN_BYTES_MAX);
+}
+
 static uint32_t segment_bytes(uint64_t limit)
 {
     uint64_t wanted = 256 * KIB;
@@ -461,7 +473,7 @@ static int bring_up(struct larder *l, const char *path, struct errtext *err)
         return r;
     read_boot_id(l);
     atomic_store(&l->base_limit_bytes, base_limit(l));
-    quota_init(&l->quota, atomic_load(&l->base_limit_bytes));
+    quota_init(&l->quota, cache_usable_bytes(l));
     l->quota.ctx = l;
     l->quota.make_room = cache_make_room;
     r = alloc_parts(l);

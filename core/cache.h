@@ -17,8 +17,8 @@
  *
  *   rank  lock             covers                                           may be held across
  *      5  file             one open node: its writers and commits           everything below, payload I/O
- *      8  checkpoint       who writes a checkpoint                          everything below, fdatasync
  *     10  content          one open node's bytes                            payload I/O, quota_reserve
+ *     12  checkpoint       who writes a checkpoint                          everything below, fdatasync
  *     15  reclaim          who is making room                               journal writes, punches, unlinks
  *     20  cache            tree, recency, wheel, open nodes, record buffer  memory work only
  *     30  store            segment table, append cursor                     memory work only
@@ -184,6 +184,7 @@ struct larder {
 /* cache.c */
 uint64_t cache_now(const struct larder *l); /* cache time */
 int64_t cache_wall(const struct larder *l); /* for st_mtime and its kin */
+uint64_t cache_usable_bytes(const struct larder *l); /* the quota less what a walk over the store may count twice */
 int cache_writable(struct larder *l);       /* -EROFS when read-only or failed */
 void cache_logf(struct larder *l, enum larder_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -276,6 +277,7 @@ void work_want_eviction(struct larder *l);
 void work_want_tidy(struct larder *l);
 int work_checkpoint(struct larder *l, bool clean);
 bool work_release_checkpoint_room(struct larder *l); /* what keys that left no longer need; true: there was some */
+bool work_shrink_log(struct larder *l); /* a log of much that is gone by now: shortened; true: it gave room */
 int work_bound_journal(struct larder *l); /* before a change is logged, without locks: a journal that is far too long
                                           * is shortened first */
 int work_clean_segment(struct larder *l); /* 1: gave something back, 0: nothing to do. Reclaim lock may be held */

@@ -164,6 +164,8 @@ void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, 
     n->flags |= NODE_EVICTED;
     node_unlinked(l, n);
     node_take_value(l, n, ret_value);
+    if (!(n->flags & NODE_OPEN))
+        node_drop_tlv(l->tree, n);
     node_gone_if_unused(l, n);
 }
 
@@ -229,7 +231,7 @@ static struct node *next_victim(struct larder *l)
 
 static enum drop_reason room_reason(const struct larder *l)
 {
-    return quota_limit(&l->quota) < atomic_load(&l->base_limit_bytes) ? DROP_MIN_FREE : DROP_QUOTA;
+    return quota_limit(&l->quota) < cache_usable_bytes(l) ? DROP_MIN_FREE : DROP_QUOTA;
 }
 
 /* Up to count_max coldest nodes, or until bytes_wanted are freed. Without locks. */
@@ -314,6 +316,8 @@ int cache_evict_until(struct larder *l, uint64_t free_bytes)
     bool more = true;
 
     while (more && quota_available(&l->quota) < free_bytes) {
+        if (work_shrink_log(l))
+            continue;
         lock_take(&l->reclaim_lock);
         if (quota_available(&l->quota) < free_bytes)
             more = make_room_step(l, free_bytes - MIN(free_bytes, quota_available(&l->quota)));
@@ -393,7 +397,7 @@ static uint64_t unspent_bytes(struct larder *l)
 /* min_free acts by lowering the limit: what the disk may still give, less what was promised already. */
 void cache_update_min_free(struct larder *l)
 {
-    uint64_t base = atomic_load(&l->base_limit_bytes), limit = base, host_free, ours;
+    uint64_t base = cache_usable_bytes(l), limit = base, host_free, ours;
     struct statvfs vfs;
 
     if (l->opts.min_free_bytes > 0 && fstatvfs(l->dir_fd, &vfs) == 0) {

@@ -71,6 +71,8 @@ void larder_space(struct larder *l, struct larder_space *ret_space)
 {
     uint64_t limit = quota_limit(&l->quota);
 
+    if (limit == cache_usable_bytes(l))
+        limit = atomic_load(&l->base_limit_bytes);
     *ret_space = (struct larder_space){
         .quota_bytes = MAX(limit, quota_charged(&l->quota)),
         .used_bytes = quota_charged(&l->quota),

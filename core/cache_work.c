@@ -82,12 +82,14 @@ static void flush_recency(struct larder *l)
 static uint64_t checkpoint_bound(struct larder *l)
 {
     struct tree_totals t;
+    uint64_t nodes;
 
     lock_take(&l->lock);
     tree_totals(l->tree, &t);
+    nodes = l->entries + t.directories; /* not those that only the kernel remembers */
     lock_give(&l->lock);
-    return t.nodes * NODE_LOG_BYTES + t.tlv_bytes + t.dentries * NAME_LOG_BYTES + t.name_bytes +
-           (t.nodes + t.dentries) / CHECKPOINT_BATCH * 64 + 8 * KIB;
+    return nodes * NODE_LOG_BYTES + t.tlv_bytes + t.dentries * NAME_LOG_BYTES + t.name_bytes +
+           (nodes + t.dentries) / CHECKPOINT_BATCH * 64 + 8 * KIB;
 }
 
 /* Nodes first, then names: a name is only believed when its node is there (format.h, entries set states). */
@@ -244,6 +246,23 @@ static uint64_t journal_bound(const struct larder *l)
 static bool checkpoint_is_due(const struct larder *l)
 {
     return journal_since_checkpoint(l->journal) > journal_bound(l);
+}
+
+/* What of journal and checkpoint tells of things that are gone. A quarter of the quota is too much of that. */
+static bool log_is_mostly_gone(struct larder *l)
+{
+    uint64_t length = journal_disk_bytes(l->journal) + journal_checkpoint_bytes(l->journal);
+
+    return length > checkpoint_bound(l) + quota_limit(&l->quota) / 4;
+}
+
+bool work_shrink_log(struct larder *l)
+{
+    uint64_t before = quota_charged(&l->quota);
+
+    if (lock_is_mine(&l->checkpoint_lock) || !log_is_mostly_gone(l))
+        return false;
+    return work_checkpoint(l, false) == 0 && quota_charged(&l->quota) < before;
 }
 
 int work_bound_journal(struct larder *l)

@@ -270,6 +270,14 @@ void node_set_tlv(struct tree *t, struct node *n, uint8_t **tlv, uint32_t tlv_by
     x->tlv_bytes = tlv_bytes;
 }
 
+void node_drop_tlv(struct tree *t, struct node *n)
+{
+    uint8_t *none = NULL;
+
+    if (n->ext)
+        node_set_tlv(t, n, &none, 0);
+}
+
 enum value_kind node_value_kind(const struct node *n)
 {
     return (enum value_kind)(n->flags >> NODE_KIND_SHIFT & 7);

@@ -133,6 +133,9 @@ int node_ext_need(struct tree *t, struct node *n, struct node_ext **ret_ext);
 /* Replaces the TLVs; takes ownership of *tlv. */
 void node_set_tlv(struct tree *t, struct node *n, uint8_t **tlv, uint32_t tlv_bytes);
 
+/* Forgets symlink target and xattrs. */
+void node_drop_tlv(struct tree *t, struct node *n);
+
 void node_value(const struct tree *t, const struct node *n, struct value *ret_value);
 int node_set_value(struct tree *t, struct node *n, const struct value *v); /* -ENOMEM, unchanged */
 enum value_kind node_value_kind(const struct node *n);

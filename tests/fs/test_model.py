@@ -13,6 +13,7 @@ SEEDS = [1, 2, 3]
 MOUNTS = [
     pytest.param({}, id="by default"),
     pytest.param({"big_bytes": "4096"}, id="with big files from 4 KiB"),
+    pytest.param({"big_bytes": "4096", "passthrough": "off"}, id="with big files and no passthrough"),
     pytest.param({"compress": "none", "durability": "fsync"}, id="uncompressed and durable at close"),
     pytest.param({"io_uring": "off", "passthrough": "off"}, id="without io_uring and passthrough"),
 ]
@@ -21,7 +22,8 @@ MOUNTS = [
 def run_history(m, plain, seed, steps, restarts, site):
     """steps operations; after each quarter all files are closed, trees compared, and the daemon restarted or killed."""
     os.makedirs(plain)
-    history = History(m.mnt, plain, seed, os.path.join(site.logs, f"model-{seed}.log"))
+    history = History(m.mnt, plain, seed, os.path.join(site.logs, f"model-{seed}.log"),
+                      m.options.get("passthrough") == "off")
     try:
         for quarter in range(4):
             for _ in range(steps // 4):

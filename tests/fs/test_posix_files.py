@@ -444,6 +444,19 @@ def test_a_reader_keeps_reading_while_the_value_is_replaced_in_place(fs):
     os.close(reader)
 
 
+def test_a_reader_of_a_big_value_sees_one_version_while_it_is_replaced_in_place(fs):
+    """A passthrough reader may stay with the old version; what it reads is that one or the new one, never both."""
+    path = os.path.join(fs, "key")
+    old, new = random_bytes(2 * MIB, 1), random_bytes(2 * MIB, 2)
+    put(path, old)
+    reader = os.open(path, os.O_RDONLY)
+    os.pread(reader, 4096, 0)
+    put(path, new)
+    assert os.pread(reader, 2 * MIB, 0) in (old, new)
+    assert get(path) == new
+    os.close(reader)
+
+
 def test_a_descriptor_passed_to_a_child_writes_on(fs):
     path = os.path.join(fs, "key")
     fd = os.open(path, os.O_CREAT | os.O_WRONLY)

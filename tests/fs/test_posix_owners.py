@@ -168,6 +168,15 @@ def test_chown_clears_setuid_and_setgid(shared):
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
 
 
+def test_chown_clears_setuid_also_for_root_and_of_all_but_directories(shared):
+    os.mkfifo(os.path.join(shared, "fifo"))
+    os.mkdir(os.path.join(shared, "directory"))
+    for name, wanted in (("ann", 0o755), ("fifo", 0o755), ("directory", 0o6755)):
+        os.chmod(os.path.join(shared, name), 0o6755)
+        os.chown(os.path.join(shared, name), BOB, BOB)
+        assert stat.S_IMODE(os.stat(os.path.join(shared, name)).st_mode) == wanted, name
+
+
 def test_setgid_is_refused_to_who_is_not_in_the_group(shared):
     path = os.path.join(shared, "ann")
     os.chown(path, ANN, STAFF)

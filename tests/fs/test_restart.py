@@ -233,6 +233,30 @@ def test_attribute_changes_survive_sigkill_at_once(mount):
         assert_same(snapshot(m.mnt), before)
 
 
+LINK_CHANGES = [
+    pytest.param(lambda m: os.link(m.path("one"), m.path("four")), id="a link more"),
+    pytest.param(lambda m: os.unlink(m.path("one")), id="a link less"),
+    pytest.param(lambda m: os.rename(m.path("three"), m.path("one")), id="a rename over one of its links"),
+    pytest.param(lambda m: os.rename(m.path("one"), m.path("five")), id="a rename"),
+    pytest.param(lambda m: sysx.renameat2(m.path("one"), m.path("three"), sysx.RENAME_EXCHANGE), id="an exchange"),
+    pytest.param(lambda m: os.rename(m.path("directory"), m.path("below", "moved")), id="a directory moved"),
+]
+
+
+@pytest.mark.parametrize("change", LINK_CHANGES)
+def test_times_and_link_counts_survive_sigkill_after(mount, change):
+    m = mount()
+    put(m.path("one"), b"1")
+    os.link(m.path("one"), m.path("two"))
+    put(m.path("three"), b"3")
+    os.mkdir(m.path("directory"))
+    os.mkdir(m.path("below"))
+    change(m)
+    before = snapshot(m.mnt)
+    m.restart("kill")
+    assert_same(snapshot(m.mnt), before)
+
+
 def test_big_values_changed_in_place_survive_a_clean_stop_and_fsync_survives_sigkill(mount, site):
     m = mount(quota="256M")
     model = bytearray(random_bytes(4_000_000))

@@ -12,7 +12,7 @@ import random
 import stat
 
 from harness import sysx
-from harness.values import mixed_bytes, random_bytes, text_bytes
+from harness.values import first_difference, mixed_bytes, random_bytes, text_bytes
 
 FOLDERS = ["d1", "d2", "d3"]
 NAMES = ["a", "b", "c", "d.txt", "e" * 60, "f\udcff\udc80", "g h"]
@@ -30,6 +30,17 @@ def outcome(call, *args):
         return "ok", call(*args)
     except OSError as error:
         return "error", errno.errorcode[error.errno]
+
+
+def brief(answer):
+    kind, value = answer
+    return f"({kind}, {len(value)} bytes)" if isinstance(value, bytes) else repr(answer)[:300]
+
+
+def where_different(one, two):
+    if not isinstance(one[1], bytes) or not isinstance(two[1], bytes):
+        return ""
+    return ": " + first_difference(one[1], two[1])
 
 
 class Side:
@@ -235,11 +246,14 @@ def compare(left, right):
 class History:
     """A seeded sequence of operations on both sides. step() does one and compares."""
 
-    def __init__(self, mount_top, plain_top, seed, log_path):
+    def __init__(self, mount_top, plain_top, seed, log_path, hold_readers=True):
+        """hold_readers: also keep files open for reading only. A mount with passthrough gives such a reader the version
+        of the value that was there when it opened it, where a local file system gives it every later change."""
         self.rng = random.Random(seed)
         self.mount = Side(mount_top)
         self.plain = Side(plain_top)
         self.log = open(log_path, "w", errors="backslashreplace")
+        self.hold_readers = hold_readers
         self.steps = 0
         self.keys = 0
         self.operations = [(weight, getattr(self, f"gen_{name}")) for name, weight in (
@@ -323,7 +337,7 @@ class History:
         return "unlink", self.name()
 
     def gen_symlink(self):
-        return "symlink", self.rng.choice(NAMES + ["missing", "a/b", "../b"]), self.name()
+        return "symlink", self.rng.choice(NAMES + ["missing", "d1/a", "./b"]), self.name()
 
     def gen_readlink(self):
         return "readlink", self.name()
@@ -343,7 +357,7 @@ class History:
         return "chmod", self.name(), self.rng.choice(MODES)
 
     def gen_chown(self):
-        return "chown", self.name(), self.rng.choice((-1, 0, 1234)), self.rng.choice((-1, 0, 4321))
+        return "chown", self.name(), *self.rng.choice(((0, -1), (1234, -1), (-1, 0), (-1, 4321), (1234, 4321), (0, 0)))
 
     def gen_utime(self):
         return "utime", self.name(), self.rng.randrange(1 << 61), self.rng.randrange(1 << 61)
@@ -369,7 +383,8 @@ class History:
         if len(self.plain.open_files) >= 6:
             return self.gen_close()
         self.keys += 1
-        flags = self.rng.choice((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_RDWR | os.O_TRUNC))
+        flags = self.rng.choice((os.O_RDONLY if self.hold_readers else os.O_RDWR, os.O_RDWR, os.O_RDWR | os.O_CREAT,
+                                 os.O_RDWR | os.O_TRUNC))
         # Without O_NONBLOCK the open of a FIFO would wait for its other end.
         return "open", self.keys, self.name(), flags | os.O_NONBLOCK
 
@@ -420,8 +435,8 @@ class History:
         self.log.write(f"{self.steps} {method}({shown}) {on_plain!r:.120}\n")
         if on_plain != on_mount:
             self.log.flush()
-            raise Mismatch(f"step {self.steps}: {method}({shown}): {on_mount!r:.300} on the mount, "
-                           f"{on_plain!r:.300} on the local directory")
+            raise Mismatch(f"step {self.steps}: {method}({shown}): {brief(on_mount)} on the mount, "
+                           f"{brief(on_plain)} on the local directory{where_different(on_mount, on_plain)}")
 
     def close_all(self):
         for key in sorted(self.plain.open_files):
