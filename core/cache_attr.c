@@ -92,8 +92,6 @@ int larder_getattr(struct larder *l, uint64_t id, struct larder_attr *ret_attr)
 
 void node_clear_priv(struct node *n)
 {
-    if (!node_is_file(n))
-        return;
     n->mode &= ~(uint32_t)S_ISUID;
     if (n->mode & S_IXGRP)
         n->mode &= ~(uint32_t)S_ISGID;
@@ -116,8 +114,8 @@ static void set_times(struct larder *l, struct node *n, unsigned set, const stru
 
 static void set_attrs(struct larder *l, struct node *n, unsigned set, const struct larder_attr *attr)
 {
-    if (set & (LARDER_SET_UID | LARDER_SET_GID) && set & LARDER_KILL_PRIV)
-        node_clear_priv(n);
+    if (set & (LARDER_SET_UID | LARDER_SET_GID) && !node_is_dir(n))
+        node_clear_priv(n); /* chown(2) does so for root, too */
     if (set & LARDER_SET_MODE)
         n->mode = (n->mode & S_IFMT) | (attr->mode & 07777);
     if (set & LARDER_SET_UID)

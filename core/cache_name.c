@@ -70,8 +70,11 @@ static int aftermath_settle(struct larder *l, const struct aftermath *a)
 static void after_unlink(struct larder *l, struct node *n, struct aftermath *a)
 {
     n->ctime_ns = cache_wall(l);
-    if (n->first_dentry)
+    if (n->first_dentry) {
+        if (!(n->flags & NODE_NEW))
+            log_node(l, n);
         return;
+    }
     node_unlinked(l, n);
     node_settle_nameless(l, n, &a->values[a->value_count++]);
 }
