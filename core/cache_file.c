@@ -328,11 +328,17 @@ int larder_open_file(struct larder *l, uint64_t id, int flags, struct larder_fil
 
 void larder_release(struct larder_file *f)
 {
-    struct larder *l = f->l;
-
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
     if (f->writable)
         (void)open_node_commit(f->on, false); /* pages of a mapping written after close; close(2) reported the rest */
+    larder_abandon(f);
+}
+
+void larder_abandon(struct larder_file *f)
+{
+    struct larder *l = f->l;
+
+    CHECK_OBJ(f, LARDER_FILE_MAGIC);
     lock_take(&l->lock);
     l->handle_count--;
     lock_give(&l->lock);

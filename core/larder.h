@@ -157,7 +157,10 @@ int larder_flush(struct larder_file *f);
 int larder_fsync(struct larder_file *f, bool datasync);
 /* Everything logged so far is on the device. [waits] */
 int larder_sync(struct larder *l);
+/* The last reference to the handle is gone. Commits what a mapping wrote after close. */
 void larder_release(struct larder_file *f);
+/* Likewise when the daemon stops: a file still being written is no value, what was not committed is lost. */
+void larder_abandon(struct larder_file *f);
 uint64_t larder_file_node(const struct larder_file *f);
 bool larder_file_writable(const struct larder_file *f);
 /* For passthrough: the descriptor of a raw big value, readable, while f is open; -ENOTSUP when there is none. */

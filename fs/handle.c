@@ -13,6 +13,10 @@
 #define HANDLES_MAGIC 0x534c4448u /* "HDLS" */
 #define HANDLE_BUCKETS 1024u      /* power of two */
 
+/* Every handle there is. */
+static pthread_mutex_t handle_all_lock = PTHREAD_MUTEX_INITIALIZER;
+static LIST_HEAD(, handle) handle_all = LIST_HEAD_INITIALIZER(handle_all); /* (g) handle_all_lock */
+
 struct handle_node {
     struct handle_node *next;
     uint64_t node;
@@ -71,6 +75,9 @@ int handle_new(uint64_t node, struct handle **ret_handle)
         return -ENOMEM;
     h->magic = HANDLE_MAGIC;
     h->node = node;
+    (void)pthread_mutex_lock(&handle_all_lock);
+    LIST_INSERT_HEAD(&handle_all, h, all);
+    (void)pthread_mutex_unlock(&handle_all_lock);
     *ret_handle = h;
     return 0;
 }
@@ -80,13 +87,28 @@ void handle_free(struct handle *h)
     if (!h)
         return;
     CHECK_OBJ(h, HANDLE_MAGIC);
-    if (h->file)
+    (void)pthread_mutex_lock(&handle_all_lock);
+    LIST_REMOVE(h, all);
+    (void)pthread_mutex_unlock(&handle_all_lock);
+    if (h->file && h->over)
+        larder_abandon(h->file);
+    else if (h->file)
         larder_release(h->file);
     if (h->dir)
         larder_close_dir(h->dir);
     text_free(&h->text);
     h->magic = 0;
     free(h);
+}
+
+void handle_free_all(void)
+{
+    struct handle *h;
+
+    while ((h = LIST_FIRST(&handle_all))) { /* no other thread is left */
+        h->over = true;
+        handle_free(h);
+    }
 }
 
 struct handle *handle_from(const struct fuse_file_info *fi)

@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "fs/fs.h"
 #include "fs/text.h"
@@ -35,8 +36,10 @@ struct handle {
     struct larder_dir *dir;   /* (c) a stored directory, or NULL */
     enum handle_mode mode;    /* (c) of a file */
     bool writable;            /* (c) */
+    bool over;                /* the session ended before it was released */
     struct text text;         /* (c) snapshot of a virtual file */
     _Atomic uint64_t shift;   /* (a) events: position less file offset */
+    LIST_ENTRY(handle) all;   /* (g) */
 };
 
 struct handles;
@@ -46,6 +49,8 @@ void handles_free(struct handles *hs); /* NULL is fine */
 
 int handle_new(uint64_t node, struct handle **ret_handle);
 void handle_free(struct handle *h); /* NULL is fine; closes what it holds */
+/* When the session is over: closes what the kernel did not release (an unmount may come before its RELEASE does). */
+void handle_free_all(void);
 struct handle *handle_from(const struct fuse_file_info *fi);
 
 /* Whether any file handle of the node is open. From any thread, with any lock of the engine's held. */

@@ -528,6 +528,7 @@ int session_run(const struct fs_options *o, int ready_fd)
         code = session_serve(s);
     if (s->fs.session)
         fuse_session_destroy(s->fs.session); /* closes /dev/fuse; the mount is off the tree already */
+    handle_free_all();
     r = s->fs.larder ? larder_close(s->fs.larder) : 0;
     if (r < 0) {
         log_line(LARDER_LOG_ERROR, "event=close_failed error=%d", -r);

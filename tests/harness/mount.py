@@ -324,10 +324,8 @@ class Site:
         self.aborted = False
         here = os.path.dirname(os.path.abspath(__file__))
         self.environment = {**os.environ, "LC_ALL": "C.UTF-8", "UBSAN_OPTIONS": "print_stacktrace=1",
-                            "ASAN_OPTIONS": f"suppressions={here}/asan.suppressions"}
-        suppressions = os.path.abspath(os.path.join(here, "../../packaging/suppressions/tsan"))
-        if os.path.exists(suppressions):
-            self.environment["TSAN_OPTIONS"] = f"suppressions={suppressions}"
+                            "ASAN_OPTIONS": f"suppressions={here}/asan.suppressions",
+                            "TSAN_OPTIONS": f"suppressions={here}/tsan.suppressions"}
 
     def mount(self, start=True, store=None, **options):
         """A new store and mount point; the second of a test gets a pair of its own."""
