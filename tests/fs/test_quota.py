@@ -447,8 +447,6 @@ def test_a_value_written_piece_by_piece_past_the_quota_gets_enospc(mount):
     assert get(m.path("later")) == random_bytes(5 * MIB)
 
 
-@pytest.mark.xfail(reason="the size of a value written piece by piece is not known before it is too large: by then it "
-                          "has taken the room of keys that a value a little smaller would have taken rightly")
 def test_nothing_is_lost_to_a_value_written_piece_by_piece_past_the_quota(mount):
     m = mount(quota="16M")
     fill_with_keys(m)
