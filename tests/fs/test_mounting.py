@@ -280,6 +280,16 @@ def test_a_clean_stop_by_umount(mount, site):
     assert m.stats()["clean_start"] == 1
 
 
+def test_a_daemon_killed_at_its_birth_dies(mount):
+    """A daemon that waits for an answer of its own when it is killed would hold its /dev/fuse, and so wait for ever."""
+    m = mount(start=False)
+    for _ in range(100):
+        m.start()
+        m.kill()
+    m.start()
+    put(m.path("key"), b"value")
+
+
 def test_umount_of_a_busy_mount_is_refused_and_harmless(mount, site):
     m = mount()
     fd = os.open(m.path("key"), os.O_CREAT | os.O_RDWR)

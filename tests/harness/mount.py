@@ -181,8 +181,15 @@ class Mount:
     def kill(self, clear=True):
         """SIGKILL, as a crash would; the dead mount is cleared unless the test wants to see it."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
+        try:
+            self.process.wait(Deadline(10).left())
+        except subprocess.TimeoutExpired:
+            self.dump_stacks()
+            self.abort()
+            self.process.wait(10)
+            raise DeadlinePassed(f"SIGKILL does not end the daemon, see {self.site.logs}") from None
+        finally:
+            self.process = None
         if clear:
             self.clear()
 
