@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -267,15 +268,36 @@ static void *session_signal_main(void *arg)
     return NULL;
 }
 
+/* A stat of the mount point by a process of its own, without our descriptors. A thread of ours that waits for our own
+ * answer when we are killed could not end, would keep /dev/fuse open, and so wait for ever. */
+static int session_ask(const char *path)
+{
+    struct statx stx;
+    int status;
+    pid_t pid = fork();
+
+    if (pid < 0)
+        return -errno;
+    if (pid == 0) {
+        (void)close_range(0, ~0u, 0); /* before anything that may wait */
+        _exit(statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) == 0 ? 0 : errno & 0xff);
+    }
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
+}
+
 /* One request to the daemon by way of the kernel; waits for the rings when they were asked for. */
 static int session_prove(struct session *s)
 {
     const char *path = s->fs.opts->mountpoint;
-    struct statx stx;
+    int r;
 
     for (unsigned waited_ms = 0;; waited_ms += 10) {
-        if (statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) < 0)
-            return -errno;
+        r = session_ask(path);
+        if (r < 0)
+            return r;
         /* What answers before INIT is done, or is no mount, is the directory beneath: unmounted meanwhile. */
         if (!atomic_load(&s->fs.agreed) || (!s->device[0] && mountpoint_device(path, s->device) < 0))
             return -ENOENT;
