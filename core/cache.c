@@ -346,11 +346,12 @@ static int unseal(void *ctx, uint64_t id)
     lock_take(&l->lock);
     log_begin(l);
     n = tree_node(l->tree, id);
-    if (n && n->first_dentry) {
+    if (n) {
         node_value(l->tree, n, &v);
         v.unsealed = true;
         r = node_set_value(l->tree, n, &v);
-        log_value(l, n);
+        if (n->first_dentry && !(n->flags & NODE_NEW))
+            log_value(l, n);
     }
     seq = log_end(l);
     lock_give(&l->lock);

@@ -204,6 +204,7 @@ uint64_t log_end(struct larder *l);
 /* Without the cache lock. Makes the record survive us (durable: and a power cut). On failure the cache goes
  * read-only and this returns -EIO. */
 int log_write(struct larder *l, uint64_t seq, bool durable);
+bool log_lets_go(int r); /* of log_write */
 int log_room(struct larder *l, size_t bytes); /* without locks; may evict */
 void node_to_image(const struct larder *l, const struct node *n, struct node_image *ret_image);
 void dentry_to_image(const struct larder *l, const struct dentry *d, struct name_image *ret_image);
@@ -219,6 +220,8 @@ int cache_evict_until(struct larder *l, uint64_t free_bytes);  /* -ENOSPC: nothi
 int cache_make_entry_room(struct larder *l);                   /* -ENOSPC: at max_entries and nothing may leave */
 int cache_host_full(struct larder *l, uint64_t bytes);         /* the host disk said ENOSPC below the quota; 0: try again */
 void cache_update_min_free(struct larder *l);
+/* Drops what has expired at the head of that directory, if the name is one: readdir does not show it any more. */
+void cache_expire_children(struct larder *l, uint64_t parent, const char *name, size_t name_bytes);
 unsigned cache_expire_due(struct larder *l);                   /* without locks; how many were looked at */
 /* Below: cache lock held. */
 /* Takes every name of the node away, adds a DROP to the record, tells the kernel and the event stream. Its value

@@ -249,7 +249,7 @@ static unsigned evict_some(struct larder *l, enum drop_reason reason, unsigned c
     seq = log_end(l);
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) == 0) /* keeps K3; a failed journal keeps the bytes instead */
+    if (log_lets_go(log_write(l, seq, false))) /* keeps K3; a failed journal keeps the bytes instead */
         victims_drop_values(l, &v);
     return v.count;
 }
@@ -277,9 +277,46 @@ unsigned cache_expire_due(struct larder *l)
     seq = log_end(l);
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) == 0)
+    if (log_lets_go(log_write(l, seq, false)))
         victims_drop_values(l, &v);
     return due;
+}
+
+/* Up to the first child that has not expired. Cache lock held. */
+static void take_expired_children(struct larder *l, struct victims *v, const struct node *dir)
+{
+    enum drop_reason reason;
+    struct dentry *d;
+
+    while (v->count < EXPIRE_BATCH && (d = tree_dentry(l->tree, dir->first_child))) {
+        struct node *n = tree_slot(l->tree, d->node);
+        if (n->flags & NODE_NEW || !cache_is_expired(l, n, &reason))
+            break;
+        victims_take(l, v, n, reason);
+    }
+}
+
+void cache_expire_children(struct larder *l, uint64_t parent, const char *name, size_t name_bytes)
+{
+    struct victims v;
+
+    do {
+        struct dentry *d;
+        struct node *dir;
+        uint64_t seq;
+        v.count = 0;
+        lock_take(&l->lock);
+        log_begin(l);
+        dir = tree_node(l->tree, parent);
+        d = dir ? tree_find(l->tree, node_slot(l->tree, dir), name, name_bytes) : NULL;
+        dir = d ? tree_slot(l->tree, d->node) : NULL;
+        if (dir && node_is_dir(dir))
+            take_expired_children(l, &v, dir);
+        seq = log_end(l);
+        lock_give(&l->lock);
+        if (log_lets_go(log_write(l, seq, false)))
+            victims_drop_values(l, &v);
+    } while (v.count == EXPIRE_BATCH);
 }
 
 /* ---- making room ---- */

@@ -311,8 +311,12 @@ int larder_open_file(struct larder *l, uint64_t id, int flags, struct larder_fil
         r = open_node_resize(f->on, 0);
         if (r == 0 && !writable) /* no close of a writer will come */
             r = open_node_commit(f->on, false);
-        if (r < 0)
+        if (r < 0) {
+            lock_take(&l->lock);
+            l->handle_count--;
+            lock_give(&l->lock);
             open_node_put(f->on, writable);
+        }
     }
     if (r < 0) {
         free(f);
@@ -619,6 +623,7 @@ static int commit_value(struct open_node *on, const struct value *v, bool is_wri
 static int commit_unchanged(struct open_node *on, bool durable)
 {
     struct larder *l = on->l;
+    bool refused = content_was_refused(on->content);
     struct node *n;
     uint64_t seq;
     int r = 0;
@@ -631,6 +636,11 @@ static int commit_unchanged(struct open_node *on, bool durable)
     if (n->first_dentry && (n->flags & NODE_NEW || on->uncommitted)) {
         if (on->changed && on->size_bytes != n->size_bytes && l->callbacks.node_changed)
             l->callbacks.node_changed(l->callbacks.ctx, on->id, true); /* given up: what the kernel holds is no value */
+        if (on->uncommitted && !refused) {
+            n->written_ns = cache_now(l); /* bytes changed in place are a write, too */
+            evict_use(&l->evict, l->tree, n, n->written_ns);
+            cache_arm(l, n);
+        }
         on->uncommitted = false;
         COUNT_ADD(l, puts, (n->flags & NODE_NEW) != 0);
         log_node(l, n);
@@ -667,10 +677,12 @@ static int commit_nothing(struct open_node *on)
 static bool has_something_to_commit(struct open_node *on)
 {
     struct larder *l = on->l;
+    const struct node *n;
     bool r;
 
     lock_take(&l->lock);
-    r = on->uncommitted;
+    n = tree_node(l->tree, on->id);
+    r = on->uncommitted || (n->first_dentry && n->flags & NODE_NEW); /* linked since: its name is not logged yet */
     lock_give(&l->lock);
     return r;
 }

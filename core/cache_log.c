@@ -160,14 +160,19 @@ int log_write(struct larder *l, uint64_t seq, bool durable)
     return 0;
 }
 
+/* May the bytes go that a record let go of? Also when it could not be written for lack of room on the host: it goes
+ * with the next one, and room is what they give. Should we be killed before, the key is back without its bytes: a miss. */
+bool log_lets_go(int r)
+{
+    return r == 0 || r == -ENOSPC;
+}
+
 int log_room(struct larder *l, size_t bytes)
 {
     int r;
 
-    if (l->opts.quota_bytes == 0)
-        return 0; /* keeps its own few kilobytes and nothing else */
     r = work_bound_journal(l);
-    if (r < 0)
+    if (r < 0 || l->opts.quota_bytes == 0) /* 0: keeps its own few kilobytes and nothing else */
         return r;
     do {
         r = journal_room(l->journal, bytes);

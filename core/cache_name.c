@@ -59,11 +59,11 @@ static int aftermath_settle(struct larder *l, const struct aftermath *a)
 {
     int r = log_write(l, a->seq, false);
 
-    if (r < 0)
+    if (!log_lets_go(r))
         return r;
     for (unsigned i = 0; i < a->value_count; i++)
         content_drop_value(l->store, &a->values[i], false);
-    return 0;
+    return r;
 }
 
 /* The last name may be gone: then the node leaves everything but its open files and the kernel's references. */
@@ -250,6 +250,8 @@ static int make_checks(struct larder *l, const struct making *m)
         r = log_room(l, RECORD_USUAL_BYTES + (m->target ? strlen(m->target) : 0));
     if (r == 0 && !S_ISDIR(m->mode))
         r = cache_make_entry_room(l);
+    if (r == 0 && l->opts.quota_bytes == 0 && !S_ISDIR(m->mode) && !m->is_new)
+        r = -ENOSPC; /* it has no close to leave at */
     return r;
 }
 
@@ -405,6 +407,9 @@ static int link_locked(struct larder *l, struct node *n, uint64_t parent, const 
     d = tree_find(l->tree, node_slot(l->tree, dir), name, name_bytes);
     if (d && (tree_slot(l->tree, d->node) == n || !drop_if_expired(l, tree_slot(l->tree, d->node), a)))
         return -EEXIST;
+    if (n->nlink >= NLINK_MAX)
+        return -EMLINK;
+    n->flags &= ~(unsigned)NODE_EVICTED;
     r = tree_link(l->tree, dir, n, name, name_bytes, &d);
     if (r < 0)
         return r;
@@ -431,6 +436,18 @@ static int commit_by_id(struct larder *l, uint64_t id)
     return r;
 }
 
+static bool node_is_nameless(struct larder *l, uint64_t id)
+{
+    const struct node *n;
+    bool nameless;
+
+    lock_take(&l->lock);
+    n = tree_node(l->tree, id);
+    nameless = n && !n->first_dentry;
+    lock_give(&l->lock);
+    return nameless;
+}
+
 int larder_link(struct larder *l, uint64_t id, uint64_t parent, const char *name, size_t name_bytes,
                 struct larder_attr *ret_attr)
 {
@@ -443,6 +460,8 @@ int larder_link(struct larder *l, uint64_t id, uint64_t parent, const char *name
         r = cache_writable(l);
     if (r == 0)
         r = log_room(l, RECORD_USUAL_BYTES);
+    if (r == 0 && node_is_nameless(l, id))
+        r = cache_make_entry_room(l);
     if (r < 0)
         return r;
     lock_take(&l->lock);
@@ -464,8 +483,13 @@ int larder_link(struct larder *l, uint64_t id, uint64_t parent, const char *name
     lock_give(&l->lock);
     settled = aftermath_settle(l, &after);
     r = r < 0 ? r : settled;
-    if (r == 0 && uncommitted) /* a file linked while it is written is published as it is */
+    if (r == 0 && uncommitted) { /* a file linked while it is written is published as it is */
         r = commit_by_id(l, id);
+        if (r < 0) {
+            (void)larder_unlink(l, parent, name, name_bytes); /* the link that failed leaves nothing behind */
+            larder_forget(l, id, 1);
+        }
+    }
     return r;
 }
 
@@ -533,6 +557,8 @@ static int remove_name(struct larder *l, uint64_t parent, const char *name, size
 
     if (r < 0)
         return r;
+    if (directory)
+        cache_expire_children(l, parent, name, name_bytes);
     lock_take(&l->lock);
     log_begin(l);
     r = directory ? rmdir_locked(l, parent, name, name_bytes) : unlink_locked(l, parent, name, name_bytes, &after);
@@ -614,10 +640,22 @@ static void rename_rearm(struct larder *l, struct renaming *m, struct node *n)
     n->ctime_ns = cache_wall(l);
     if (m->from_dir == m->to_dir || l->policy_dirs == 0)
         return;
+    evict_unhold_all(&l->evict, l->tree); /* what leaves a pinned directory may be evicted again */
     if (node_is_dir(n))
         m->moved_dir[m->moved_dir_count++] = node_id(l->tree, n);
     else
         cache_arm(l, n);
+}
+
+/* A file not logged yet takes a name: who had it in the log must lose it. */
+static void log_exchanged(struct larder *l, const struct node *n, const struct dentry *d)
+{
+    if (n->flags & NODE_NEW) {
+        log_unname(l, d);
+        return;
+    }
+    log_node(l, n);
+    log_name(l, d);
 }
 
 static void rename_exchange(struct larder *l, struct renaming *m)
@@ -629,14 +667,8 @@ static void rename_exchange(struct larder *l, struct renaming *m)
     tree_relink(l->tree, m->from, over);
     rename_rearm(l, m, n);
     rename_rearm(l, m, over);
-    if (!(n->flags & NODE_NEW)) {
-        log_node(l, n);
-        log_name(l, m->to);
-    }
-    if (!(over->flags & NODE_NEW)) {
-        log_node(l, over);
-        log_name(l, m->from);
-    }
+    log_exchanged(l, n, m->to);
+    log_exchanged(l, over, m->from);
 }
 
 static int leave_whiteout(struct larder *l, const struct renaming *m, const struct larder_cred *cred)
@@ -773,6 +805,7 @@ int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t na
         if (r < 0 && r != -ESTALE)
             return r;
     }
+    cache_expire_children(l, new_parent, new_name, new_name_bytes);
     lock_take(&l->lock);
     log_begin(l);
     r = rename_locked(l, &m, &after);

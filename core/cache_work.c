@@ -36,7 +36,7 @@ static uint64_t reserve_bytes(const struct larder *l)
 
 static void evict_ahead(struct larder *l)
 {
-    uint64_t want = reserve_bytes(l), low = want / 2;
+    uint64_t want = MAX(reserve_bytes(l), 1ull), low = MAX(want / 2, 1ull);
 
     if (atomic_load(&l->failed) || l->opts.quota_bytes == 0 || quota_available(&l->quota) >= low)
         return;
@@ -168,8 +168,13 @@ static int checkpoint_write(struct larder *l, bool clean)
     struct checkpoint *cp = NULL;
     struct end_image end = {0};
     uint64_t held = atomic_exchange(&l->checkpoint_reserve_bytes, 0);
+    uint64_t bound = 2 * checkpoint_bound(l) + 64 * KIB;
     int r = store_sync(l->store); /* what the checkpoint points to should not be less durable than itself */
 
+    if (l->opts.quota_bytes == 0 && held < bound) { /* its own few kilobytes are not counted against nothing */
+        quota_charge(&l->quota, bound - held);
+        held = bound;
+    }
     if (r == 0)
         r = checkpoint_begin(l->journal, checkpoint_bound(l), &held, &cp);
     atomic_fetch_add(&l->checkpoint_reserve_bytes, held);

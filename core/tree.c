@@ -16,7 +16,6 @@
 
 #define BUCKETS_PER_CHUNK 16384u
 #define BUCKETS_MIN 1024u
-#define NLINK_MAX 65000u
 
 #define TREE_MAGIC 0x65657254u
 
@@ -475,7 +474,7 @@ int tree_link(struct tree *t, struct node *parent, struct node *n, const char *n
     int r;
 
     assert(node_is_dir(parent));
-    if (!node_is_dir(n) && n->nlink >= NLINK_MAX)
+    if (!node_is_dir(n) && n->nlink > NLINK_MAX) /* one to spare: a rename has both names for a moment */
         return -EMLINK;
     r = names_put(&t->names, name, name_bytes, &unit);
     if (r < 0)

@@ -28,6 +28,7 @@
 #include "format.h"
 
 #define NODE_ROOT_SLOT 1u
+#define NLINK_MAX 65000u /* names of a file */
 #define NODE_NONE 0u
 #define NODE_SLOT_MAX 0x7ffffff0u
 #define NODE_GENERATION_MAX 0x7ffffffeu /* so that bit 63 of an id is free for the front's own inodes */
