@@ -494,7 +494,8 @@ static int bring_up(struct larder *l, const char *path, struct errtext *err)
         log_start(l, &replay);
     cache_logf(l, LARDER_LOG_INFO, "event=opened entries=%llu replay_ms=%llu clean=%d corrupt=%llu torn_bytes=%llu",
                (unsigned long long)l->entries,
-               (unsigned long long)((clock_mono_ns(&l->clock) - started) / NS_PER_MS), replay.clean,
+               (unsigned long long)((clock_mono_ns(&l->clock) - started) / NS_PER_MS),
+               replay.clean || replay.entries == 0,
                (unsigned long long)replay.corrupt_records, (unsigned long long)replay.torn_bytes);
     return 0;
 }

@@ -8,6 +8,7 @@
 #include "cache.h"
 
 #include <stdio.h>
+#include <sys/statvfs.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -70,15 +71,18 @@ void larder_stats(struct larder *l, struct larder_stats *ret_stats)
 void larder_space(struct larder *l, struct larder_space *ret_space)
 {
     uint64_t limit = quota_limit(&l->quota);
+    struct statvfs vfs;
 
     if (limit == cache_usable_bytes(l))
         limit = atomic_load(&l->base_limit_bytes);
     *ret_space = (struct larder_space){
         .quota_bytes = MAX(limit, quota_charged(&l->quota)),
         .used_bytes = quota_charged(&l->quota),
-        .free_bytes = quota_available(&l->quota),
         .entries_max = l->opts.max_entries,
     };
+    ret_space->available_bytes = quota_available(&l->quota);
+    if (fstatvfs(l->dir_fd, &vfs) == 0)
+        ret_space->available_bytes = MIN(ret_space->available_bytes, (uint64_t)vfs.f_bavail * vfs.f_frsize);
     lock_take(&l->lock);
     ret_space->entries = l->entries;
     lock_give(&l->lock);

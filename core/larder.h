@@ -187,7 +187,8 @@ int larder_listxattr(struct larder *l, uint64_t node, char *out, size_t out_byte
 
 /* Numbers */
 struct larder_space {
-    uint64_t quota_bytes, used_bytes, free_bytes; /* free: what can still be stored without eviction */
+    uint64_t quota_bytes, used_bytes; /* used: never less than du of the store */
+    uint64_t available_bytes;         /* what can be stored without eviction, the host's disk considered */
     uint64_t entries, entries_max;                /* entries_max 0: no bound */
 };
 void larder_space(struct larder *l, struct larder_space *ret_space);

@@ -19,7 +19,7 @@
     X(COUNTER, COUNT, unlinked, "files removed by clients")                                                  \
     X(COUNTER, COUNT, evicted_quota, "keys evicted to stay under quota")                                     \
     X(COUNTER, COUNT, evicted_entries, "keys evicted to stay under max_entries")                             \
-    X(COUNTER, COUNT, evicted_min_free, "keys evicted to leave min_free on the host file system")            \
+    X(COUNTER, COUNT, evicted_min_free, "keys evicted because the host file system was full, or to leave min_free on it")            \
     X(COUNTER, BYTES, evicted_bytes, "stored bytes of evicted keys")                                         \
     X(COUNTER, COUNT, expired_ttl, "keys expired by ttl")                                                    \
     X(COUNTER, COUNT, expired_idle, "keys expired by idle")                                                  \
