@@ -431,6 +431,11 @@ static uint64_t unspent_bytes(struct larder *l)
     return charged - MIN(charged, spent);
 }
 
+/* What a host file system frees it may give out only seconds later (ext4: with its next commit), so a little more than
+ * asked is left free: the turnover of a moment. */
+#define MIN_FREE_MARGIN_BYTES (512 * KIB)
+#define MIN_FREE_MARGIN_SHARE 64u
+
 /* min_free acts by lowering the limit: what the disk may still give, less what was promised already. */
 void cache_update_min_free(struct larder *l)
 {
@@ -440,7 +445,8 @@ void cache_update_min_free(struct larder *l)
     if (l->opts.min_free_bytes > 0 && fstatvfs(l->dir_fd, &vfs) == 0) {
         host_free = (uint64_t)vfs.f_bavail * vfs.f_frsize;
         ours = quota_charged(&l->quota) + host_free;
-        limit = l->opts.min_free_bytes + unspent_bytes(l);
+        limit = l->opts.min_free_bytes + unspent_bytes(l) + MIN_FREE_MARGIN_BYTES +
+                quota_charged(&l->quota) / MIN_FREE_MARGIN_SHARE;
         limit = MIN(base, ours - MIN(ours, limit));
     }
     atomic_store(&l->quota.limit_bytes, limit);
