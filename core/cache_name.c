@@ -210,7 +210,15 @@ static int make_node(struct larder *l, const struct node *dir, const struct maki
     return 0;
 }
 
-/* Makes the node and its name. Cache lock held. */
+/* Room for an entry is made without the cache lock; another may have taken it by the time the lock is held. */
+#define ENTRY_TRIES_MAX 10000u
+
+static bool entries_are_full(const struct larder *l)
+{
+    return l->opts.max_entries > 0 && l->entries >= l->opts.max_entries;
+}
+
+/* Makes the node and its name. Cache lock held. -EAGAIN: make room for an entry again. */
 static int make_named(struct larder *l, const struct making *m, struct aftermath *a, struct node **ret_node)
 {
     struct node *dir, *n;
@@ -222,6 +230,8 @@ static int make_named(struct larder *l, const struct making *m, struct aftermath
     d = tree_find(l->tree, node_slot(l->tree, dir), m->name, m->name_bytes);
     if (d && !drop_if_expired(l, tree_slot(l->tree, d->node), a))
         return -EEXIST;
+    if (!S_ISDIR(m->mode) && entries_are_full(l))
+        return -EAGAIN;
     r = make_node(l, dir, m, &n);
     if (r < 0)
         return r;
@@ -255,7 +265,7 @@ static int make_checks(struct larder *l, const struct making *m)
     return r;
 }
 
-static int make(struct larder *l, const struct making *m, struct larder_attr *ret_attr)
+static int make_once(struct larder *l, const struct making *m, struct larder_attr *ret_attr)
 {
     struct aftermath after = {0};
     struct node *n;
@@ -276,6 +286,15 @@ static int make(struct larder *l, const struct making *m, struct larder_attr *re
     settled = aftermath_settle(l, &after);
     r = r < 0 ? r : settled;
     return r;
+}
+
+static int make(struct larder *l, const struct making *m, struct larder_attr *ret_attr)
+{
+    int r = -EAGAIN;
+
+    for (unsigned tries = 0; tries < ENTRY_TRIES_MAX && r == -EAGAIN; tries++)
+        r = make_once(l, m, ret_attr);
+    return r == -EAGAIN ? -ENOSPC : r;
 }
 
 int larder_mknod(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint32_t mode, uint64_t rdev,
@@ -409,6 +428,8 @@ static int link_locked(struct larder *l, struct node *n, uint64_t parent, const 
         return -EEXIST;
     if (n->nlink >= NLINK_MAX)
         return -EMLINK;
+    if (nameless && entries_are_full(l))
+        return -EAGAIN;
     n->flags &= ~(unsigned)NODE_EVICTED;
     r = tree_link(l->tree, dir, n, name, name_bytes, &d);
     if (r < 0)
@@ -448,8 +469,8 @@ static bool node_is_nameless(struct larder *l, uint64_t id)
     return nameless;
 }
 
-int larder_link(struct larder *l, uint64_t id, uint64_t parent, const char *name, size_t name_bytes,
-                struct larder_attr *ret_attr)
+static int link_once(struct larder *l, uint64_t id, uint64_t parent, const char *name, size_t name_bytes,
+                     struct larder_attr *ret_attr)
 {
     struct aftermath after = {0};
     struct node *n;
@@ -491,6 +512,16 @@ int larder_link(struct larder *l, uint64_t id, uint64_t parent, const char *name
         }
     }
     return r;
+}
+
+int larder_link(struct larder *l, uint64_t id, uint64_t parent, const char *name, size_t name_bytes,
+                struct larder_attr *ret_attr)
+{
+    int r = -EAGAIN;
+
+    for (unsigned tries = 0; tries < ENTRY_TRIES_MAX && r == -EAGAIN; tries++)
+        r = link_once(l, id, parent, name, name_bytes, ret_attr);
+    return r == -EAGAIN ? -ENOSPC : r;
 }
 
 /* ---- removing ---- */

@@ -4,11 +4,13 @@
 import errno
 import os
 import re
+import select
 
 import pytest
 
 from harness import sysx
 from harness.errors import raises
+from harness.procs import Child
 from harness.values import get, put, random_bytes
 from harness.wait import eventually
 
@@ -125,3 +127,29 @@ def test_a_directory_that_lists_empty_can_be_removed(mount):
         eventually(lambda: os.listdir(top) == [], 10)  # noqa: B023
         os.rmdir(top)
         assert not os.path.exists(top)
+
+
+def create_many(top, who):
+    top = os.path.join(top, str(who))  # of its own: in one directory the kernel makes one at a time
+    os.mkdir(top)
+    for i in range(400):
+        try:
+            put(os.path.join(top, str(i)), b"v")
+        except FileNotFoundError:
+            pass  # evicted before it was closed
+    return True
+
+
+def most_entries_while(m, children):
+    most = 0
+    while len(select.select([child.fd for child in children], [], [], 0)[0]) < len(children):  # until all have answered
+        most = max(most, m.stats()["entries"])
+    return most
+
+
+def test_concurrent_creators_do_not_pass_max_entries(mount):
+    m = mount(max_entries=40)
+    children = [Child(create_many, m.mnt, who) for who in range(8)]
+    most = most_entries_while(m, children)
+    assert all(child.result(60) for child in children)
+    assert most <= 40
