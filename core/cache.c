@@ -10,12 +10,9 @@
 #include "cache.h"
 
 #include <fcntl.h>
-#include <dirent.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <sys/file.h>
 #include <sys/random.h>
-#include <sys/statvfs.h>
 
 #include "format.h"
 
@@ -137,44 +134,52 @@ static bool is_our_name(const char *name)
            strcmp(name, "FORMAT.tmp") == 0 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
-static int check_empty(const char *path, int dir_fd, struct errtext *err)
-{
-    struct dirent *entry;
-    DIR *dir;
-    int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
+struct foreign_scan {
+    char name[65]; /* the first that is none of ours; cut */
+};
 
-    dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir)
-        return errtext(err, -errno, "store %s: %s", path, strerror(errno));
-    while (r == 0 && (entry = readdir(dir)))
-        if (!is_our_name(entry->d_name))
-            r = errtext(err, -ENOTEMPTY, "store %s: holds something else (%.64s); give larder an empty or new directory",
-                        path, entry->d_name);
-    (void)closedir(dir); /* only read */
-    return r;
+static int foreign_visit(void *ctx, const char *name) /* io_visit */
+{
+    struct foreign_scan *scan = ctx;
+
+    if (is_our_name(name))
+        return 0;
+    (void)snprintf(scan->name, sizeof(scan->name), "%s", name); /* cut */
+    return -ENOTEMPTY;
+}
+
+static int check_empty(struct larder *l, const char *path, struct errtext *err)
+{
+    struct foreign_scan scan = {.name = ""};
+    int r = io_list(l->io, l->dir_fd, foreign_visit, &scan);
+
+    if (r == -ENOTEMPTY && scan.name[0])
+        return errtext(err, r, "store %s: holds something else (%s); give larder an empty or new directory", path, scan.name);
+    return r < 0 ? errtext(err, r, "store %s: %s", path, strerror(-r)) : 0;
 }
 
 /* Takes the lock and writes our pid for whoever comes second. */
 static int take_lock(struct larder *l, const char *path, struct errtext *err)
 {
     char pid[32] = "";
-    ssize_t got;
-    int length;
+    size_t got = 0;
+    int r;
 
-    l->lock_fd = openat(l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_NONBLOCK, 0600);
     if (l->lock_fd < 0)
-        return errtext(err, -errno, "store %s: LOCK: %s", path, strerror(errno));
-    if (flock(l->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-        got = pread(l->lock_fd, pid, sizeof(pid) - 1, 0);
-        pid[got > 0 ? got : 0] = 0;
-        pid[strcspn(pid, "\n")] = 0;
-        return errtext(err, -EBUSY, "store %s: in use by process %s; unmount that larder first", path,
-                       pid[0] ? pid : "(unknown)");
+        return errtext(err, l->lock_fd, "store %s: LOCK: %s", path, strerror(-l->lock_fd));
+    r = io_lock(l->io, l->lock_fd);
+    if (r < 0) {
+        (void)io_read_upto(l->io, l->lock_fd, pid, sizeof(pid) - 1, 0, &got); /* nothing read: unknown */
+        pid[strspn(pid, "0123456789")] = 0;
+        return errtext(err, r == -EWOULDBLOCK ? -EBUSY : r, "store %s: %s %s; unmount that larder first", path,
+                       r == -EWOULDBLOCK ? "in use by process" : strerror(-r), pid[0] ? pid : "(unknown)");
     }
-    length = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
-    if (ftruncate(l->lock_fd, 0) < 0 || pwrite(l->lock_fd, pid, (size_t)length, 0) != length)
-        return errtext(err, -EIO, "store %s: LOCK: cannot be written: %s", path, strerror(errno));
-    return 0;
+    (void)snprintf(pid, sizeof(pid), "%d\n", (int)getpid()); /* always fits */
+    r = io_truncate(l->io, l->lock_fd, 0);
+    if (r == 0)
+        r = io_write_full(l->io, l->lock_fd, pid, strlen(pid), 0);
+    return r < 0 ? errtext(err, r, "store %s: LOCK: cannot be written: %s", path, strerror(-r)) : 0;
 }
 
 static int read_superblock(struct larder *l, const char *path, struct errtext *err)
@@ -235,22 +240,22 @@ static int make_store(struct larder *l, const char *path, struct errtext *err)
     return r < 0 ? errtext(err, r, "store %s: cannot be set up: %s", path, strerror(-r)) : 0;
 }
 
+static int ours_visit(void *ctx, const char *name) /* io_visit */
+{
+    uint32_t no;
+
+    (void)ctx;
+    return format_name_parse(name, "journal-", &no) || format_name_parse(name, "index-", &no) ||
+           format_name_parse(name, "seg-", &no) || strcmp(name, "CACHEDIR.TAG") == 0;
+}
+
 /* A damaged FORMAT with our files around it: nothing in the store can be trusted, and nothing else is in it. */
 static int remake_store(struct larder *l, const char *path, struct errtext *err)
 {
-    uint32_t no;
-    struct dirent *entry;
-    DIR *dir;
-    bool ours = false;
-    int fd = openat(l->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int ours = io_list(l->io, l->dir_fd, ours_visit, NULL);
 
-    dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir)
-        return errtext(err, -errno, "store %s: %s", path, strerror(errno));
-    while ((entry = readdir(dir)))
-        ours |= format_name_parse(entry->d_name, "journal-", &no) || format_name_parse(entry->d_name, "index-", &no) ||
-                format_name_parse(entry->d_name, "seg-", &no) || strcmp(entry->d_name, "CACHEDIR.TAG") == 0;
-    (void)closedir(dir); /* only read */
+    if (ours < 0)
+        return errtext(err, ours, "store %s: %s", path, strerror(-ours));
     if (!ours)
         return errtext(err, -ENOTEMPTY, "store %s: holds a FORMAT file that is not larder's; give larder an empty or new directory", path);
     if (l->opts.read_only)
@@ -260,17 +265,14 @@ static int remake_store(struct larder *l, const char *path, struct errtext *err)
     return make_store(l, path, err);
 }
 
-static int open_store_dir(struct larder *l, const char *path, struct errtext *err)
+static int open_store(struct larder *l, const char *path, struct errtext *err)
 {
-    int r = open_dir(path, l->opts.read_only, &l->dir_fd, err);
+    int locked, r = read_superblock(l, path, err);
 
-    if (r < 0)
-        return r;
-    r = read_superblock(l, path, err);
     if (r == -ENOENT && l->opts.read_only)
         return errtext(err, -ENOENT, "store %s: is no larder store", path);
     if (r == -ENOENT)
-        r = check_empty(path, l->dir_fd, err);
+        r = check_empty(l, path, err);
     else if (r != -EBADMSG && r < 0)
         return r;
     else if (r == -EBADMSG)
@@ -279,39 +281,23 @@ static int open_store_dir(struct larder *l, const char *path, struct errtext *er
         r = 2;
     if (r < 0)
         return r;
-    if (take_lock(l, path, err) < 0)
-        return -EBUSY;
+    locked = take_lock(l, path, err);
+    if (locked < 0)
+        return locked;
     if (r == 2)
         return 0;
     return r == 1 ? remake_store(l, path, err) : make_store(l, path, err);
-}
-
-static void read_boot_id(struct larder *l)
-{
-    char text[64] = "";
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-
-    if (fd >= 0)
-        (void)close(fd); /* only read */
-    for (size_t i = 0, digit = 0; got > 0 && i < (size_t)got && digit < 32; i++) {
-        const char *hex = "0123456789abcdef", *p = strchr(hex, text[i]);
-        if (!p || !text[i])
-            continue;
-        l->boot_id[digit / 2] = (uint8_t)(l->boot_id[digit / 2] << 4 | (p - hex));
-        digit++;
-    }
 }
 
 /* ---- coming up ---- */
 
 static uint64_t base_limit(struct larder *l)
 {
-    struct statvfs vfs;
+    struct io_space space;
 
-    if (l->opts.quota_bytes != UINT64_MAX || fstatvfs(l->dir_fd, &vfs) < 0)
+    if (l->opts.quota_bytes != UINT64_MAX || io_space(l->io, l->dir_fd, &space) < 0)
         return l->opts.quota_bytes;
-    return (uint64_t)vfs.f_blocks * vfs.f_frsize;
+    return space.total_bytes;
 }
 
 /* du(1) is no instant: it may count a file, then what replaced it. Who measures beside the traffic must not
@@ -468,11 +454,10 @@ static int bring_up(struct larder *l, const char *path, struct errtext *err)
 {
     struct journal_replay replay = {0};
     uint64_t started;
-    int r = open_store_dir(l, path, err);
+    int r = open_store(l, path, err);
 
     if (r < 0)
         return r;
-    read_boot_id(l);
     atomic_store(&l->base_limit_bytes, base_limit(l));
     quota_init(&l->quota, cache_usable_bytes(l));
     l->quota.ctx = l;
@@ -528,10 +513,8 @@ static void tear_down(struct larder *l)
         events_fini(&l->events);
     free(l->seal_queue);
     record_buffer_fini(&l->rb);
-    if (l->lock_fd >= 0)
-        (void)close(l->lock_fd); /* gives the lock back */
-    if (l->dir_fd >= 0)
-        (void)close(l->dir_fd); /* only read */
+    io_close(l->io, l->lock_fd); /* gives the lock back */
+    io_close(l->io, l->dir_fd);
     (void)pthread_cond_destroy(&l->work_cond); /* nobody waits: the threads are joined */
     lock_fini(&l->work_lock);
     lock_fini(&l->reclaim_lock);
@@ -541,43 +524,68 @@ static void tear_down(struct larder *l)
     free(l);
 }
 
-int larder_open(const char *path, const struct larder_options *opts, const struct larder_callbacks *callbacks,
-                struct larder **ret_larder, char *err)
+static struct larder *larder_new(const struct cache_host *host, const struct larder_options *opts,
+                                 const struct larder_callbacks *callbacks)
 {
-    struct errtext text = {.text = ""};
-    struct larder *l;
-    int r = check_options(opts, &text);
+    struct larder *l = calloc(1, sizeof(*l));
 
-    if (r == 0) {
-        l = calloc(1, sizeof(*l));
-        r = l ? 0 : errtext(&text, -ENOMEM, "out of memory");
-    }
-    if (r < 0) {
-        memcpy(err, text.text, sizeof(text.text));
-        return r;
-    }
+    if (!l)
+        return NULL;
     l->magic = LARDER_MAGIC;
     l->opts = *opts;
     if (callbacks)
         l->callbacks = *callbacks;
-    l->io = &io_posix;
-    l->dir_fd = l->lock_fd = -1;
+    l->io = host->io;
+    l->dir_fd = host->dir_fd;
+    l->lock_fd = -1;
+    memcpy(l->boot_id, host->boot_id, sizeof(l->boot_id));
     l->content_host = (struct content_host){.unseal = unseal, .fit_bytes = fit_bytes, .ctx = l};
-    clock_init(&l->clock, &clock_posix, NULL, 0);
+    clock_init(&l->clock, host->clock_ops, host->clock_ctx, 0);
     l->opened_mono_ns = clock_mono_ns(&l->clock);
     lock_init(&l->lock, "cache", LOCK_RANK_CACHE);
     lock_init(&l->checkpoint_lock, "checkpoint", LOCK_RANK_CHECKPOINT);
     lock_init(&l->reclaim_lock, "reclaim", LOCK_RANK_RECLAIM);
     lock_init(&l->work_lock, "work", LOCK_RANK_LEAF);
     lock_cond_init(&l->work_cond);
-    r = bring_up(l, path, &text);
+    return l;
+}
+
+int cache_open_on(const struct cache_host *host, const char *label, const struct larder_options *opts,
+                  const struct larder_callbacks *callbacks, struct larder **ret_larder, struct errtext *err)
+{
+    struct larder *l;
+    int r = check_options(opts, err);
+
+    l = r == 0 ? larder_new(host, opts, callbacks) : NULL;
+    if (!l) {
+        io_close(host->io, host->dir_fd);
+        return r < 0 ? r : errtext(err, -ENOMEM, "out of memory");
+    }
+    r = bring_up(l, label, err);
     if (r < 0) {
-        memcpy(err, text.text, sizeof(text.text));
         tear_down(l);
         return r;
     }
     *ret_larder = l;
     return 0;
+}
+
+int larder_open(const char *path, const struct larder_options *opts, const struct larder_callbacks *callbacks,
+                struct larder **ret_larder, char *err)
+{
+    struct cache_host host = {.io = &io_posix, .clock_ops = &clock_posix, .dir_fd = -1};
+    struct errtext text = {.text = ""};
+    int r = check_options(opts, &text); /* before a directory is made */
+
+    if (r == 0)
+        r = open_dir(path, opts->read_only, &host.dir_fd, &text);
+    if (r == 0) {
+        boot_id_read(host.boot_id);
+        r = cache_open_on(&host, path, opts, callbacks, ret_larder, &text);
+    }
+    if (r < 0)
+        memcpy(err, text.text, sizeof(text.text));
+    return r;
 }
 
 int larder_start(struct larder *l)

@@ -181,7 +181,19 @@ struct larder {
     pthread_t threads[WORKER_COUNT];
 };
 
+/* What a store stands on. The daemon's is the machine; a test's may be a disk in memory whose power fails. */
+struct cache_host {
+    struct io *io;                     /* borrowed until larder_close */
+    int dir_fd;                        /* of the store directory; taken, also on failure */
+    const struct clock_ops *clock_ops;
+    void *clock_ctx;
+    uint8_t boot_id[16];               /* of this boot of the machine */
+};
+
 /* cache.c */
+/* larder_open without the path: label stands for it in messages. */
+int cache_open_on(const struct cache_host *host, const char *label, const struct larder_options *opts,
+                  const struct larder_callbacks *callbacks, struct larder **ret_larder, struct errtext *err);
 uint64_t cache_now(const struct larder *l); /* cache time */
 int64_t cache_wall(const struct larder *l); /* for st_mtime and its kin */
 uint64_t cache_usable_bytes(const struct larder *l); /* the quota less what a walk over the store may count twice */

@@ -16,7 +16,6 @@
 #include "cache.h"
 
 #include <stdio.h>
-#include <sys/statvfs.h>
 
 /* ---- bookkeeping ---- */
 
@@ -440,10 +439,10 @@ static uint64_t unspent_bytes(struct larder *l)
 void cache_update_min_free(struct larder *l)
 {
     uint64_t base = cache_usable_bytes(l), limit = base, host_free, ours;
-    struct statvfs vfs;
+    struct io_space space;
 
-    if (l->opts.min_free_bytes > 0 && fstatvfs(l->dir_fd, &vfs) == 0) {
-        host_free = (uint64_t)vfs.f_bavail * vfs.f_frsize;
+    if (l->opts.min_free_bytes > 0 && io_space(l->io, l->dir_fd, &space) == 0) {
+        host_free = space.available_bytes;
         ours = quota_charged(&l->quota) + host_free;
         limit = l->opts.min_free_bytes + unspent_bytes(l) + MIN_FREE_MARGIN_BYTES +
                 quota_charged(&l->quota) / MIN_FREE_MARGIN_SHARE;

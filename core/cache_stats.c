@@ -8,7 +8,6 @@
 #include "cache.h"
 
 #include <stdio.h>
-#include <sys/statvfs.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -71,7 +70,7 @@ void larder_stats(struct larder *l, struct larder_stats *ret_stats)
 void larder_space(struct larder *l, struct larder_space *ret_space)
 {
     uint64_t limit = quota_limit(&l->quota);
-    struct statvfs vfs;
+    struct io_space space;
 
     if (limit == cache_usable_bytes(l))
         limit = atomic_load(&l->base_limit_bytes);
@@ -81,8 +80,8 @@ void larder_space(struct larder *l, struct larder_space *ret_space)
         .entries_max = l->opts.max_entries,
     };
     ret_space->available_bytes = quota_available(&l->quota);
-    if (fstatvfs(l->dir_fd, &vfs) == 0)
-        ret_space->available_bytes = MIN(ret_space->available_bytes, (uint64_t)vfs.f_bavail * vfs.f_frsize);
+    if (io_space(l->io, l->dir_fd, &space) == 0)
+        ret_space->available_bytes = MIN(ret_space->available_bytes, space.available_bytes);
     lock_take(&l->lock);
     ret_space->entries = l->entries;
     lock_give(&l->lock);

@@ -8,7 +8,10 @@
 #include "clock.h"
 
 #include <assert.h>
+#include <fcntl.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "util.h"
 
@@ -48,6 +51,27 @@ void clock_init(struct clock *c, const struct clock_ops *ops, void *ctx, uint64_
         .start_mono_ns = ops->mono_ns(ctx),
         .start_cache_ns = MAX(wall_ns, floor_cache_ns),
     };
+}
+
+void boot_id_read(uint8_t out[16])
+{
+    static const char hex[] = "0123456789abcdef";
+    char text[64] = "";
+    size_t digit = 0;
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+
+    if (fd >= 0)
+        (void)close(fd); /* only read */
+    memset(out, 0, 16);
+    for (ssize_t i = 0; i < got && digit < 32; i++) {
+        const char *p = text[i] ? strchr(hex, text[i]) : NULL;
+
+        if (!p)
+            continue;
+        out[digit / 2] = (uint8_t)(out[digit / 2] << 4 | (p - hex));
+        digit++;
+    }
 }
 
 uint64_t clock_mono_ns(const struct clock *c)

@@ -27,6 +27,9 @@ struct clock {
 extern const struct clock_ops clock_posix;
 
 void clock_init(struct clock *c, const struct clock_ops *ops, void *ctx, uint64_t floor_cache_ns);
+/* Which boot of the machine this is; zeros where it cannot be told. */
+void boot_id_read(uint8_t out[16]);
+
 uint64_t clock_mono_ns(const struct clock *c);
 uint64_t clock_wall_ns(const struct clock *c); /* for st_mtime and its kin only */
 uint64_t clock_cache_ns(const struct clock *c);

@@ -478,19 +478,18 @@ static int seek_memory(struct content *c, uint64_t offset, uint64_t size, bool w
 static int seek_raw(struct content *c, uint64_t offset, uint64_t size, bool want_hole, uint64_t *ret_offset)
 {
     int r = c->stage ? 0 : content_need_base(c);
-    off_t found;
+    uint64_t found = offset;
 
     if (r < 0)
         return r;
-    found =
-        lseek(big_file_fd(c->stage ? c->stage : c->base), (off_t)offset, want_hole ? SEEK_HOLE : SEEK_DATA);
-    if (found < 0 && errno == ENXIO && want_hole)
-        found = (off_t)offset; /* the file ends before the value does: a hole */
-    if (found < 0)
-        return -errno;
-    if ((uint64_t)found >= size && !want_hole)
+    r = io_seek(store_io(c->st), big_file_fd(c->stage ? c->stage : c->base), offset, want_hole ? SEEK_HOLE : SEEK_DATA, &found);
+    if (r == -ENXIO && want_hole)
+        r = 0; /* the file ends before the value does: a hole */
+    if (r < 0)
+        return r;
+    if (found >= size && !want_hole)
         return -ENXIO;
-    *ret_offset = MIN((uint64_t)found, size);
+    *ret_offset = MIN(found, size);
     return 0;
 }
 

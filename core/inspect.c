@@ -8,16 +8,18 @@
 #include "inspect_internal.h"
 
 #include <fcntl.h>
-#include <fts.h>
 #include <stdio.h>
-#include <sys/file.h>
 
 #define ST_BLOCK_BYTES 512u
+/* Ours are three levels deep; how far into what somebody else put there is looked, for what it takes. */
+#define FOUND_LEVEL_MAX 16
+#define FOUND_PATH_BYTES 4096u
 
 static int inspect_lock(struct inspect *in, struct errtext *err)
 {
     char pid[32] = "";
-    ssize_t got;
+    size_t got = 0;
+    int r;
 
     in->lock_fd = io_open(in->io, in->dir_fd, "LOCK", O_RDONLY | O_NONBLOCK, 0);
     if (in->lock_fd == -ENOENT) {
@@ -25,17 +27,14 @@ static int inspect_lock(struct inspect *in, struct errtext *err)
         return 0;
     }
     if (in->lock_fd < 0) {
-        int r = in->lock_fd;
-
+        r = in->lock_fd;
         in->lock_fd = -1;
         return errtext(err, r, "store %s: LOCK: %s", in->path, strerror(-r));
     }
-    if (flock(in->lock_fd, LOCK_EX | LOCK_NB) == 0)
-        return 0;
-    if (errno != EWOULDBLOCK)
-        return errtext(err, -errno, "store %s: LOCK: %s", in->path, strerror(errno));
-    got = pread(in->lock_fd, pid, sizeof(pid) - 1, 0);
-    pid[got > 0 ? got : 0] = '\0';
+    r = io_lock(in->io, in->lock_fd);
+    if (r != -EWOULDBLOCK)
+        return r < 0 ? errtext(err, r, "store %s: LOCK: %s", in->path, strerror(-r)) : 0;
+    (void)io_read_upto(in->io, in->lock_fd, pid, sizeof(pid) - 1, 0, &got); /* nothing read: unknown */
     pid[strspn(pid, "0123456789")] = '\0';
     return errtext(err, -EBUSY, "store %s: in use by process %s; unmount that larder first", in->path,
                    pid[0] ? pid : "(unknown)");
@@ -67,20 +66,31 @@ static int inspect_superblock(struct inspect *in, struct errtext *err)
     return r < 0 ? errtext(err, r, "store %s: FORMAT: %s", in->path, strerror(-r)) : 0;
 }
 
-int inspect_open(const char *path, bool even_if_busy, struct inspect *ret_in, struct errtext *err)
+int inspect_find(const char *path, bool even_if_busy, struct inspect_source *ret_source, struct errtext *err)
 {
-    struct inspect in = {.io = &io_posix, .path = path, .dir_fd = -1, .lock_fd = -1};
-    int r = 0;
+    struct inspect_source source = {.io = &io_posix, .path = path, .even_if_busy = even_if_busy};
 
-    in.dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (in.dir_fd < 0) {
-        r = -errno;
+    source.dir_fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (source.dir_fd < 0) {
+        int r = -errno;
+
         return errtext(err, r, "store %s: %s", path,
                        r == -ELOOP ? "is a symbolic link; name the directory it leads to" : strerror(-r));
     }
+    boot_id_read(source.boot_id);
+    *ret_source = source;
+    return 0;
+}
+
+int inspect_open_on(const struct inspect_source *source, struct inspect *ret_in, struct errtext *err)
+{
+    struct inspect in = {.io = source->io, .path = source->path, .dir_fd = source->dir_fd, .lock_fd = -1};
+    int r;
+
+    memcpy(in.boot_id, source->boot_id, sizeof(in.boot_id));
     r = inspect_superblock(
         &in, err); /* before the lock: "no larder store" is the better answer for any directory */
-    if (r == 0 && !even_if_busy)
+    if (r == 0 && !source->even_if_busy)
         r = inspect_lock(&in, err);
     if (r < 0) {
         inspect_close(&in);
@@ -185,47 +195,72 @@ static int found_classify(struct found_list *list, const char *relative, const s
     return found_push(list, &row);
 }
 
-static int found_walk(FTS *fts, struct found_list *list, size_t root_bytes, struct errtext *err)
-{
-    FTSENT *entry;
-    int r = 0;
+struct found_walk {
+    const struct inspect *in;
+    struct found_list *list;
+    dev_t device; /* of the store; what is mounted below it is not looked into */
+    struct errtext *err;
+    const char *parent; /* relative, "" at the top */
+    int dir_fd, level;
+};
 
-    for (errno = 0; r == 0 && (entry = fts_read(fts)); errno = 0) {
-        if (entry->fts_info == FTS_DP)
-            continue;
-        if (entry->fts_info == FTS_DNR || entry->fts_info == FTS_ERR || entry->fts_info == FTS_NS) {
-            if (entry->fts_errno == ENOENT && entry->fts_level > 0)
-                continue; /* gone meanwhile: a busy store that is inspected all the same */
-            return errtext(err, -entry->fts_errno, "store: %s: %s", entry->fts_path,
-                           strerror(entry->fts_errno));
-        }
-        list->disk_bytes += (uint64_t)entry->fts_statp->st_blocks * ST_BLOCK_BYTES;
-        if (entry->fts_level == 0)
-            continue;
-        r = found_classify(list, entry->fts_path + root_bytes + 1, entry->fts_statp, entry->fts_level);
-    }
-    if (r == 0 && errno != 0)
-        r = -errno;
-    return r < 0 ? errtext(err, r, "store: listing it: %s", strerror(-r)) : 0;
+static int found_walk_dir(const struct found_walk *walk, const char *name, const char *relative);
+
+static int found_visit(void *ctx, const char *name) /* io_visit */
+{
+    const struct found_walk *walk = ctx;
+    char relative[FOUND_PATH_BYTES];
+    struct stat st;
+    int r, length;
+
+    length = snprintf(relative, sizeof(relative), "%s%s%s", walk->parent, walk->parent[0] ? "/" : "", name);
+    if ((size_t)length >= sizeof(relative))
+        return 0; /* nothing of ours is this deep, and it was told where it begins */
+    r = io_stat_at(walk->in->io, walk->dir_fd, name, &st);
+    if (r == -ENOENT)
+        return 0; /* gone meanwhile: a busy store that is inspected all the same */
+    if (r < 0)
+        return errtext(walk->err, r, "store: %s: %s", relative, strerror(-r));
+    walk->list->disk_bytes += (uint64_t)st.st_blocks * ST_BLOCK_BYTES;
+    r = found_classify(walk->list, relative, &st, walk->level);
+    if (r == 0 && S_ISDIR(st.st_mode) && st.st_dev == walk->device && walk->level < FOUND_LEVEL_MAX)
+        r = found_walk_dir(walk, name, relative);
+    return r;
+}
+
+static int found_walk_dir(const struct found_walk *walk, const char *name, const char *relative)
+{
+    struct found_walk below = *walk;
+    int r;
+
+    below.parent = relative;
+    below.level++;
+    below.dir_fd = io_open(walk->in->io, walk->dir_fd, name, O_RDONLY | O_DIRECTORY | O_NONBLOCK, 0);
+    if (below.dir_fd == -ENOENT)
+        return 0;
+    if (below.dir_fd < 0)
+        return errtext(walk->err, below.dir_fd, "store: %s: %s", relative, strerror(-below.dir_fd));
+    r = io_list(walk->in->io, below.dir_fd, found_visit, &below);
+    io_close(walk->in->io, below.dir_fd);
+    return r;
 }
 
 int found_scan(const struct inspect *in, struct found_list *ret_list, struct errtext *err)
 {
-    char path[64]; /* by descriptor: the path may name another directory by now */
-    char *argv[] = {path, NULL};
     struct found_list list = {0};
-    FTS *fts;
+    struct found_walk walk = {.in = in, .list = &list, .err = err, .parent = "", .dir_fd = in->dir_fd, .level = 1};
+    struct stat st;
     int r;
 
-    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d/.", in->dir_fd);
-    fts = fts_open(argv, FTS_PHYSICAL | FTS_NOCHDIR | FTS_XDEV, NULL);
-    if (!fts)
-        return errtext(err, -errno, "store %s: %s", in->path, strerror(errno));
-    r = found_walk(fts, &list, strlen(path), err);
-    (void)fts_close(fts); /* only read */
+    r = io_stat(in->io, in->dir_fd, &st);
+    if (r == 0) {
+        walk.device = st.st_dev;
+        list.disk_bytes = (uint64_t)st.st_blocks * ST_BLOCK_BYTES;
+        r = io_list(in->io, in->dir_fd, found_visit, &walk);
+    }
     if (r < 0) {
         found_fini(&list);
-        return r;
+        return err->text[0] ? r : errtext(err, r, "store %s: listing it: %s", in->path, strerror(-r));
     }
     if (list.count > 0)
         qsort(list.rows, list.count, sizeof(*list.rows), found_compare);

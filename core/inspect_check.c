@@ -75,27 +75,39 @@ static void say_node(struct check *c, char severity, const struct node_row *row,
 
 static int check_run(struct check *c, struct errtext *err);
 
+int inspect_check_on(const struct inspect_source *source, inspect_report report, void *ctx,
+                     struct inspect_summary *ret_summary, struct errtext *err)
+{
+    struct check c = {.report = report, .ctx = ctx};
+    int r;
+
+    r = inspect_open_on(source, &c.in, err);
+    if (r < 0)
+        return r;
+    r = check_run(&c, err);
+    store_close(c.store);
+    table_fini(&c.table);
+    found_fini(&c.found);
+    free(c.extents);
+    free(c.big_rows);
+    inspect_close(&c.in);
+    if (r == 0)
+        *ret_summary = c.sum;
+    return r;
+}
+
 int inspect_check(const char *path, bool even_if_busy, inspect_report report, void *ctx,
                   struct inspect_summary *ret_summary, char *err)
 {
-    struct check c = {.report = report, .ctx = ctx};
+    struct inspect_source source;
     struct errtext text = {""};
     int r;
 
-    r = inspect_open(path, even_if_busy, &c.in, &text);
-    if (r == 0) {
-        r = check_run(&c, &text);
-        store_close(c.store);
-        table_fini(&c.table);
-        found_fini(&c.found);
-        free(c.extents);
-        free(c.big_rows);
-        inspect_close(&c.in);
-    }
+    r = inspect_find(path, even_if_busy, &source, &text);
+    if (r == 0)
+        r = inspect_check_on(&source, report, ctx, ret_summary, &text);
     if (r < 0)
         memcpy(err, text.text, MIN(sizeof(text.text), (size_t)INSPECT_ERROR_BYTES));
-    else
-        *ret_summary = c.sum;
     return r;
 }
 
@@ -179,30 +191,8 @@ static void check_tag(struct check *c)
 {
     struct stat st;
 
-    if (fstatat(c->in.dir_fd, "CACHEDIR.TAG", &st, AT_SYMLINK_NOFOLLOW) < 0)
+    if (io_stat_at(c->in.io, c->in.dir_fd, "CACHEDIR.TAG", &st) < 0)
         say(c, 'N', "CACHEDIR.TAG", "is missing: backup programs will not skip the store");
-}
-
-/* As the engine reads it. */
-static void read_boot_id(uint8_t out[16])
-{
-    char text[64] = "";
-    size_t digit = 0;
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
-
-    if (fd >= 0)
-        (void)close(fd); /* only read */
-    memset(out, 0, 16);
-    for (ssize_t i = 0; i < got && digit < 32; i++) {
-        static const char hex[] = "0123456789abcdef";
-        const char *p = text[i] ? strchr(hex, text[i]) : NULL;
-
-        if (!p)
-            continue;
-        out[digit / 2] = (uint8_t)(out[digit / 2] << 4 | (p - hex));
-        digit++;
-    }
 }
 
 static int check_replay(struct check *c, struct errtext *err)
@@ -210,16 +200,14 @@ static int check_replay(struct check *c, struct errtext *err)
     struct journal_options opts = {.store_id = c->in.sb.store_id, .read_only = true};
     struct journal_replay replay = {0};
     struct journal *j = NULL;
-    uint8_t boot_id[16];
     int r;
 
     r = journal_open(c->in.io, c->in.dir_fd, &c->quota, &opts, table_apply, &c->table, &replay, &j, err);
     journal_close(j);
     if (r < 0)
         return r;
-    read_boot_id(boot_id);
     c->power_lost =
-        c->table.boot_known && !replay.clean && memcmp(boot_id, c->table.boot_id, sizeof(boot_id)) != 0;
+        c->table.boot_known && !replay.clean && memcmp(c->in.boot_id, c->table.boot_id, sizeof(c->in.boot_id)) != 0;
     if (replay.corrupt_records > 0)
         say(c, c->power_lost ? 'N' : 'E', "journal",
             "%llu damaged records or files in index and journal: what they held is lost%s",

@@ -487,10 +487,13 @@ int inspect_dump(const char *path, const char *what, bool even_if_busy, inspect_
                  char *err)
 {
     struct dump d = {.line = line, .ctx = ctx};
+    struct inspect_source source;
     struct errtext text = {""};
     int r;
 
-    r = inspect_open(path, even_if_busy, &d.in, &text);
+    r = inspect_find(path, even_if_busy, &source, &text);
+    if (r == 0)
+        r = inspect_open_on(&source, &d.in, &text);
     if (r == 0) {
         r = dump_run(&d, what, &text);
         found_fini(&d.found);

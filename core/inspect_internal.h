@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include "clock.h"
 #include "format.h"
 #include "inspect.h"
 #include "io.h"
@@ -17,10 +18,23 @@ struct inspect {
     const char *path; /* borrowed */
     int dir_fd;
     int lock_fd; /* holds the store against a daemon; -1 when even_if_busy */
+    uint8_t boot_id[16];
     struct superblock sb;
 };
 
-int inspect_open(const char *path, bool even_if_busy, struct inspect *ret_in, struct errtext *err);
+/* Where a store is: on the machine (inspect_find), or on a disk of a test. */
+struct inspect_source {
+    struct io *io;
+    int dir_fd; /* taken by inspect_open_on, also on failure */
+    const char *path; /* borrowed; stands for it in messages */
+    bool even_if_busy;
+    uint8_t boot_id[16]; /* of this boot of the machine */
+};
+
+int inspect_find(const char *path, bool even_if_busy, struct inspect_source *ret_source, struct errtext *err);
+int inspect_open_on(const struct inspect_source *source, struct inspect *ret_in, struct errtext *err);
+int inspect_check_on(const struct inspect_source *source, inspect_report report, void *ctx,
+                     struct inspect_summary *ret_summary, struct errtext *err);
 void inspect_close(struct inspect *in);
 
 enum found_kind { FOUND_JOURNAL, FOUND_INDEX, FOUND_SEGMENT, FOUND_BIG, FOUND_FOREIGN };

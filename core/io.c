@@ -11,9 +11,13 @@
 #include "io.h"
 
 #include <assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -152,6 +156,87 @@ static int posix_fstat(struct io *io, int fd, struct stat *ret_st)
     return posix_result(fstat(fd, ret_st));
 }
 
+static int posix_fstatat(struct io *io, int dir_fd, const char *name, struct stat *ret_st)
+{
+    (void)io;
+    return posix_result(fstatat(dir_fd, name, ret_st, AT_SYMLINK_NOFOLLOW));
+}
+
+static int posix_list_entries(DIR *dir, io_visit visit, void *ctx)
+{
+    struct dirent *entry;
+    int r;
+
+    while (errno = 0, (entry = readdir(dir))) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        r = visit(ctx, entry->d_name);
+        if (r != 0)
+            return r;
+    }
+    return -errno;
+}
+
+static int posix_list(struct io *io, int dir_fd, io_visit visit, void *ctx)
+{
+    int fd = posix_openat(io, dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); /* a cursor of our own */
+    DIR *dir;
+    int r;
+
+    if (fd < 0)
+        return fd;
+    dir = fdopendir(fd);
+    if (!dir) {
+        r = -errno;
+        (void)close(fd); /* never read from */
+        return r;
+    }
+    r = posix_list_entries(dir, visit, ctx);
+    (void)closedir(dir); /* only read */
+    return r;
+}
+
+static int posix_seek(struct io *io, int fd, uint64_t offset, int whence, uint64_t *ret_offset)
+{
+    off_t found = lseek(fd, (off_t)offset, whence);
+
+    (void)io;
+    if (found < 0)
+        return -errno;
+    *ret_offset = (uint64_t)found;
+    return 0;
+}
+
+static int posix_statfs(struct io *io, int fd, struct io_space *ret_space)
+{
+    struct statvfs vfs;
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(fstatvfs(fd, &vfs));
+    while (r == -EINTR);
+    if (r < 0)
+        return r;
+    *ret_space = (struct io_space){
+        .block_bytes = vfs.f_frsize,
+        .total_bytes = (uint64_t)vfs.f_blocks * vfs.f_frsize,
+        .available_bytes = (uint64_t)vfs.f_bavail * vfs.f_frsize,
+    };
+    return 0;
+}
+
+static int posix_lock(struct io *io, int fd)
+{
+    int r;
+
+    (void)io;
+    do
+        r = posix_result(flock(fd, LOCK_EX | LOCK_NB));
+    while (r == -EINTR);
+    return r;
+}
+
 static const struct io_ops posix_ops = {
     .openat = posix_openat,
     .close = posix_close,
@@ -166,6 +251,11 @@ static const struct io_ops posix_ops = {
     .unlinkat = posix_unlinkat,
     .mkdirat = posix_mkdirat,
     .fstat = posix_fstat,
+    .fstatat = posix_fstatat,
+    .list = posix_list,
+    .seek = posix_seek,
+    .statfs = posix_statfs,
+    .lock = posix_lock,
 };
 
 struct io io_posix = {.ops = &posix_ops};
@@ -296,6 +386,31 @@ int io_mkdir(struct io *io, int dir_fd, const char *name, mode_t mode)
 int io_stat(struct io *io, int fd, struct stat *ret_st)
 {
     return io->ops->fstat(io, fd, ret_st);
+}
+
+int io_stat_at(struct io *io, int dir_fd, const char *name, struct stat *ret_st)
+{
+    return io->ops->fstatat(io, dir_fd, name, ret_st);
+}
+
+int io_list(struct io *io, int dir_fd, io_visit visit, void *ctx)
+{
+    return io->ops->list(io, dir_fd, visit, ctx);
+}
+
+int io_seek(struct io *io, int fd, uint64_t offset, int whence, uint64_t *ret_offset)
+{
+    return io->ops->seek(io, fd, offset, whence, ret_offset);
+}
+
+int io_space(struct io *io, int fd, struct io_space *ret_space)
+{
+    return io->ops->statfs(io, fd, ret_space);
+}
+
+int io_lock(struct io *io, int fd)
+{
+    return io->ops->lock(io, fd);
 }
 
 int io_disk_bytes(struct io *io, int fd, uint64_t *ret_bytes)

@@ -2,7 +2,8 @@
 /*
  * io: every system call that touches the store goes through this table, so that a test can cut the
  * power, tear a write or fill the disk at any of them. The helpers below it move full lengths and
- * retry EINTR; nothing else in core/ calls pwrite(2), fsync(2), rename(2) and their kin.
+ * retry EINTR; nothing else in core/ calls open(2), pwrite(2), fsync(2), readdir(3), statvfs(3) and their kin
+ * (opening the store directory by its path, before there is a store, is the one exception).
  *
  * All return 0 or a count on success and -errno on failure. Offsets and sizes are bytes.
  * Thread safety: the table is constant after creation; calls may run concurrently.
@@ -16,6 +17,16 @@
 #include <sys/types.h>
 
 struct io;
+
+/* One name of a directory, "." and ".." left out. Other than 0 ends the listing and is its result. */
+typedef int (*io_visit)(void *ctx, const char *name);
+
+/* What the file system beneath the store has. */
+struct io_space {
+    uint64_t block_bytes; /* the unit it gives out */
+    uint64_t total_bytes;
+    uint64_t available_bytes; /* to us */
+};
 
 struct io_ops {
     int (*openat)(struct io *io, int dir_fd, const char *name, int flags, mode_t mode); /* fd or -errno */
@@ -31,6 +42,11 @@ struct io_ops {
     int (*unlinkat)(struct io *io, int dir_fd, const char *name, int flags);
     int (*mkdirat)(struct io *io, int dir_fd, const char *name, mode_t mode);
     int (*fstat)(struct io *io, int fd, struct stat *ret_st);
+    int (*fstatat)(struct io *io, int dir_fd, const char *name, struct stat *ret_st); /* links are not followed */
+    int (*list)(struct io *io, int dir_fd, io_visit visit, void *ctx);
+    int (*seek)(struct io *io, int fd, uint64_t offset, int whence, uint64_t *ret_offset); /* SEEK_DATA, SEEK_HOLE */
+    int (*statfs)(struct io *io, int fd, struct io_space *ret_space);
+    int (*lock)(struct io *io, int fd); /* the file, exclusively, until it is closed; -EWOULDBLOCK: another has it */
 };
 
 struct io {
@@ -64,5 +80,12 @@ int io_unlink(struct io *io, int dir_fd, const char *name);
 int io_rmdir(struct io *io, int dir_fd, const char *name);
 int io_mkdir(struct io *io, int dir_fd, const char *name, mode_t mode); /* -EEXIST is returned as it is */
 int io_stat(struct io *io, int fd, struct stat *ret_st);
+int io_stat_at(struct io *io, int dir_fd, const char *name, struct stat *ret_st);
+/* Every name once, from the start, whatever was read through dir_fd before. What visit removes or adds may or may
+ * not be seen. */
+int io_list(struct io *io, int dir_fd, io_visit visit, void *ctx);
+int io_seek(struct io *io, int fd, uint64_t offset, int whence, uint64_t *ret_offset);
+int io_space(struct io *io, int fd, struct io_space *ret_space);
+int io_lock(struct io *io, int fd);
 /* What the file takes on disk as du(1) counts it: st_blocks * 512. */
 int io_disk_bytes(struct io *io, int fd, uint64_t *ret_bytes);

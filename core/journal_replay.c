@@ -16,7 +16,6 @@
  */
 #include "journal_internal.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 
@@ -557,40 +556,35 @@ static bool name_is_leftover(const char *name)
     return bytes > 4 && strcmp(name + bytes - 4, ".tmp") == 0;
 }
 
-static int names_take(struct journal_names *names, struct io *io, int dir_fd, bool read_only, const char *name)
+struct names_scan {
+    struct journal_names *names;
+    struct io *io;
+    int dir_fd;
+    bool read_only;
+};
+
+static int names_take(void *ctx, const char *name) /* io_visit */
 {
+    struct names_scan *scan = ctx;
+    struct journal_names *names = scan->names;
     uint32_t no;
 
     if (format_name_parse(name, JOURNAL_PREFIX, &no))
         return names_push(names, &names->journals, &names->journal_count, no);
     if (format_name_parse(name, INDEX_PREFIX, &no))
         return names_push(names, &names->indexes, &names->index_count, no);
-    if (!read_only && name_is_leftover(name))
-        (void)io_unlink(io, dir_fd, name); /* it may be a directory, or stay: nothing reads it */
+    if (!scan->read_only && name_is_leftover(name))
+        (void)io_unlink(scan->io, scan->dir_fd, name); /* it may be a directory, or stay: nothing reads it */
     return 0;
 }
 
 int journal_names_scan(struct io *io, int dir_fd, bool read_only, struct journal_names *ret_names)
 {
     struct journal_names names = {0};
-    struct dirent *entry;
-    DIR *dir;
-    int fd, r = 0;
+    struct names_scan scan = {.names = &names, .io = io, .dir_fd = dir_fd, .read_only = read_only};
+    int r;
 
-    fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* a cursor of our own */
-    if (fd < 0)
-        return -errno;
-    dir = fdopendir(fd);
-    if (!dir) {
-        r = -errno;
-        (void)close(fd); /* never read from */
-        return r;
-    }
-    for (errno = 0; r == 0 && (entry = readdir(dir)); errno = 0)
-        r = names_take(&names, io, dir_fd, read_only, entry->d_name);
-    if (r == 0 && errno != 0)
-        r = -errno;
-    (void)closedir(dir); /* only read */
+    r = io_list(io, dir_fd, names_take, &scan);
     if (r < 0) {
         journal_names_fini(&names);
         return r;

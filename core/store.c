@@ -13,9 +13,7 @@
  */
 #include "store.h"
 
-#include <dirent.h>
 #include <fcntl.h>
-#include <sys/statvfs.h>
 
 #include "store_internal.h"
 
@@ -351,48 +349,43 @@ static int store_scan_one(struct store *st, const char *name, struct errtext *er
     return r < 0 ? errtext(err, r, "%s: %s", name, strerror(-r)) : 0;
 }
 
+struct store_scan {
+    struct store *st;
+    struct errtext *err;
+    bool told; /* err says what is wrong */
+};
+
+static int store_scan_visit(void *ctx, const char *name) /* io_visit */
+{
+    struct store_scan *scan = ctx;
+    int r = store_scan_one(scan->st, name, scan->err);
+
+    scan->told = r < 0;
+    return r;
+}
+
 static int store_scan(struct store *st, struct errtext *err)
 {
-    struct dirent *entry;
-    DIR *dir;
-    int fd, r = 0;
+    struct store_scan scan = {.st = st, .err = err};
+    int r = io_list(st->io, st->dir_fd, store_scan_visit, &scan);
 
-    fd = io_open(st->io, st->dir_fd, ".", O_RDONLY | O_DIRECTORY, 0);
-    if (fd < 0)
-        return errtext(err, fd, "open store directory: %s", strerror(-fd));
-    dir = fdopendir(fd);
-    if (!dir) {
-        r = -errno;
-        io_close(st->io, fd);
-        return errtext(err, r, "read store directory: %s", strerror(-r));
-    }
-    for (;;) {
-        errno = 0;
-        entry = readdir(dir);
-        if (!entry)
-            break;
-        r = store_scan_one(st, entry->d_name, err);
-        if (r < 0)
-            break;
-    }
-    if (r == 0 && errno != 0)
-        r = errtext(err, -errno, "read store directory: %s", strerror(errno));
-    (void)closedir(dir); /* only read */
-    return r;
+    return r < 0 && !scan.told ? errtext(err, r, "read store directory: %s", strerror(-r)) : r;
 }
 
 static int store_learn_block_bytes(struct store *st, struct errtext *err)
 {
-    struct statvfs vfs;
+    struct io_space space;
+    int r = io_space(st->io, st->dir_fd, &space);
 
     st->block_bytes = BLOCK_BYTES;
-    if (fstatvfs(st->dir_fd, &vfs) < 0)
-        return errtext(err, -errno, "statvfs of the store: %s", strerror(errno));
-    if (vfs.f_frsize <= BLOCK_BYTES)
+    if (r < 0)
+        return errtext(err, r, "statvfs of the store: %s", strerror(-r));
+    if (space.block_bytes <= BLOCK_BYTES)
         return 0;
-    if (vfs.f_frsize > BLOCK_BYTES_MAX || (vfs.f_frsize & (vfs.f_frsize - 1)) != 0)
-        return errtext(err, -EOPNOTSUPP, "the file system's block size %lu is not supported", vfs.f_frsize);
-    st->block_bytes = (uint32_t)vfs.f_frsize;
+    if (space.block_bytes > BLOCK_BYTES_MAX || (space.block_bytes & (space.block_bytes - 1)) != 0)
+        return errtext(err, -EOPNOTSUPP, "the file system's block size %llu is not supported",
+                       (unsigned long long)space.block_bytes);
+    st->block_bytes = (uint32_t)space.block_bytes;
     return 0;
 }
 

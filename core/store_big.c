@@ -11,7 +11,6 @@
  *
  * What may never happen: an id given out twice; a directory's growth that nobody reserved; a link followed.
  */
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 
@@ -119,51 +118,51 @@ static int big_open_dir(struct store *st, const char *name, int *ret_fd, bool *r
     return 1;
 }
 
-typedef void (*big_visit)(struct store *st, uint64_t big_id, uint64_t *count);
+struct big_scan {
+    struct store *st;
+    unsigned index;
+    bool (*visit)(struct store *st, uint64_t big_id); /* true: counts */
+    uint64_t count;
+};
 
-static int big_for_each(struct store *st, unsigned index, big_visit visit, uint64_t *count)
+static int big_scan_name(void *ctx, const char *name) /* io_visit */
 {
+    struct big_scan *scan = ctx;
+    uint64_t id;
+
+    if (!big_name_parse(name, scan->index, &id))
+        return 0;
+    scan->count += scan->visit(scan->st, id);
+    return 0;
+}
+
+static int big_for_each(struct big_scan *scan)
+{
+    struct store *st = scan->st;
     char name[DIR_NAME_BYTES];
-    struct dirent *entry;
     bool foreign;
     int fd, r;
-    DIR *dir;
 
-    big_dir_name(index, name);
+    big_dir_name(scan->index, name);
     r = big_open_dir(st, name, &fd, &foreign);
-    st->big_dirs[index].foreign = foreign;
-    st->big_dirs[index].exists = r == 1;
+    st->big_dirs[scan->index].foreign = foreign;
+    st->big_dirs[scan->index].exists = r == 1;
     if (r <= 0)
         return r;
-    dir = fdopendir(fd);
-    if (!dir) {
-        r = -errno;
-        io_close(st->io, fd);
-        return r;
-    }
-    for (;;) {
-        uint64_t id;
-        errno = 0;
-        entry = readdir(dir);
-        if (!entry)
-            break;
-        if (big_name_parse(entry->d_name, index, &id))
-            visit(st, id, count);
-    }
-    r = -errno;
-    (void)closedir(dir); /* only read */
+    r = io_list(st->io, fd, big_scan_name, scan);
+    io_close(st->io, fd);
     return r;
 }
 
-static void big_visit_found(struct store *st, uint64_t big_id, uint64_t *count)
+static bool big_visit_found(struct store *st, uint64_t big_id)
 {
     st->next_big_id = MAX(st->next_big_id, big_id + 1);
-    (*count)++;
+    return true;
 }
 
 int store_big_scan(struct store *st, struct errtext *err)
 {
-    uint64_t reserved = 0, found = 0;
+    uint64_t reserved = 0;
     int fd = -1;
     int r;
 
@@ -177,10 +176,11 @@ int store_big_scan(struct store *st, struct errtext *err)
     store_settle_dir(st, store_dir_bytes(st, fd), &st->big_charged_bytes, &reserved);
     io_close(st->io, fd);
     for (unsigned i = 0; i < BIG_DIR_COUNT; i++) {
+        struct big_scan scan = {.st = st, .index = i, .visit = big_visit_found};
         char name[DIR_NAME_BYTES];
         bool foreign;
 
-        r = big_for_each(st, i, big_visit_found, &found);
+        r = big_for_each(&scan);
         if (r < 0)
             return errtext(err, r, "big/%02x: %s", i, strerror(-r));
         if (!st->big_dirs[i].exists)
@@ -229,15 +229,14 @@ int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, 
     return 0;
 }
 
-static void big_visit_orphan(struct store *st, uint64_t big_id, uint64_t *count)
+static bool big_visit_orphan(struct store *st, uint64_t big_id)
 {
     char name[FORMAT_NAME_BYTES];
 
     if (big_is_marked(st, big_id))
-        return;
+        return false;
     format_big_name(name, big_id);
-    if (io_unlink(st->io, st->dir_fd, name) == 0)
-        (*count)++; /* what cannot be removed (a directory of that name) is no file of ours */
+    return io_unlink(st->io, st->dir_fd, name) == 0; /* what cannot be removed (a directory of that name) is no file of ours */
 }
 
 /* Removes big/XX when nothing of ours is left in it and no new file is about to come. */
@@ -263,9 +262,12 @@ uint64_t store_big_remove_orphans(struct store *st)
     uint64_t removed = 0;
 
     for (unsigned i = 0; i < BIG_DIR_COUNT; i++) {
+        struct big_scan scan = {.st = st, .index = i, .visit = big_visit_orphan};
+
         if (!st->big_dirs[i].exists)
             continue;
-        (void)big_for_each(st, i, big_visit_orphan, &removed); /* what is left takes space, and is tried at the next mount */
+        (void)big_for_each(&scan); /* what is left takes space, and is tried at the next mount */
+        removed += scan.count;
         lock_take(&st->dirs_lock);
         big_trim_dir_locked(st, i);
         lock_give(&st->dirs_lock);

@@ -289,20 +289,22 @@ static uint32_t segment_find_holes(const struct store *st, int fd, uint8_t *hole
 
     memset(holes, 1, block_count);
     while (at < end) {
-        off_t data = lseek(fd, (off_t)at, SEEK_DATA);
-        off_t hole;
-        if (data < 0 && errno == ENXIO)
+        uint64_t data = at, hole = at;
+        int r = io_seek(st->io, fd, at, SEEK_DATA, &data);
+
+        if (r == -ENXIO)
             break;
-        hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
-        if (data < 0 || hole <= data) { /* cannot say: all the rest counts as data */
-            data = (off_t)at;
-            hole = (off_t)end;
+        if (r == 0)
+            r = io_seek(st->io, fd, data, SEEK_HOLE, &hole);
+        if (r < 0 || hole <= data) { /* cannot say: all the rest counts as data */
+            data = at;
+            hole = end;
         }
-        for (uint64_t i = (uint64_t)data / st->block_bytes; i < block_count && i * st->block_bytes < (uint64_t)hole; i++) {
+        for (uint64_t i = data / st->block_bytes; i < block_count && i * st->block_bytes < hole; i++) {
             data_blocks += holes[i];
             holes[i] = 0;
         }
-        at = (uint64_t)hole;
+        at = hole;
     }
     return data_blocks;
 }
