@@ -22,11 +22,11 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "fs/handle.h"
+#include "fs/helper.h"
 #include "fs/log.h"
 #include "fs/mountpoint.h"
 #include "fs/notify.h"
@@ -43,6 +43,7 @@
 
 struct session {
     struct fs fs;
+    struct helper *helper; /* (c) */
     int ready_fd;
     bool io_uring_asked;                  /* (c) of libfuse */
     char device[MOUNTPOINT_DEVICE_BYTES]; /* (c) after ready */
@@ -237,7 +238,7 @@ static void session_stop(struct session *s)
     int r;
 
     session_sd_notify("STOPPING=1");
-    r = mountpoint_detach(fs->opts->mountpoint, s->device);
+    r = helper_detach(s->helper);
     if (r < 0)
         log_line(LARDER_LOG_WARNING, "event=unmount_failed error=%d", -r);
     atomic_store(&fs->stopping, true);
@@ -268,38 +269,17 @@ static void *session_signal_main(void *arg)
     return NULL;
 }
 
-/* A stat of the mount point by a process of its own, without our descriptors. A thread of ours that waits for our own
- * answer when we are killed could not end, would keep /dev/fuse open, and so wait for ever. */
-static int session_ask(const char *path)
-{
-    struct statx stx;
-    int status;
-    pid_t pid = fork();
-
-    if (pid < 0)
-        return -errno;
-    if (pid == 0) {
-        (void)close_range(0, ~0u, 0); /* before anything that may wait */
-        _exit(statx(AT_FDCWD, path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) == 0 ? 0 : errno & 0xff);
-    }
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR)
-            return -errno;
-    return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
-}
-
 /* One request to the daemon by way of the kernel; waits for the rings when they were asked for. */
 static int session_prove(struct session *s)
 {
-    const char *path = s->fs.opts->mountpoint;
     int r;
 
     for (unsigned waited_ms = 0;; waited_ms += 10) {
-        r = session_ask(path);
+        r = helper_ask(s->helper, s->device);
         if (r < 0)
             return r;
         /* What answers before INIT is done, or is no mount, is the directory beneath: unmounted meanwhile. */
-        if (!atomic_load(&s->fs.agreed) || (!s->device[0] && mountpoint_device(path, s->device) < 0))
+        if (!atomic_load(&s->fs.agreed) || !s->device[0])
             return -ENOENT;
         if (!s->io_uring_asked || atomic_load(&s->fs.uring_seen) || waited_ms >= SESSION_URING_WAIT_MS)
             break;
@@ -475,8 +455,7 @@ static void session_set_signals(void)
  * process brings. Nothing was changed in the store, so it is left as after a kill. */
 __attribute__((noreturn)) static void session_die(struct session *s)
 {
-    if (mountpoint_device(s->fs.opts->mountpoint, s->device) == 0)
-        (void)mountpoint_detach(s->fs.opts->mountpoint, s->device);
+    (void)helper_detach(s->helper); /* else the dead mount is cleared by the next one */
     _exit(session_fail("the kernel and libfuse do not agree", "see above"));
 }
 
@@ -488,8 +467,7 @@ static void session_end(struct session *s)
     atomic_store(&s->fs.stopping, true);
     notify_stop(s->fs.notify);
     if (s->device[0])
-        (void)mountpoint_detach(s->fs.opts->mountpoint,
-                                s->device); /* an aborted connection leaves a dead mount */
+        (void)helper_detach(s->helper); /* an aborted connection leaves a dead mount */
 }
 
 /* Loop and threads; on return nothing runs but this thread, and the mount is gone. */
@@ -521,6 +499,7 @@ static void session_free(struct session *s)
     notify_free(s->fs.notify);
     worker_free(s->fs.worker);
     handles_free(s->fs.handles);
+    helper_free(s->helper);
     free(s);
 }
 
@@ -541,7 +520,8 @@ int session_run(const struct fs_options *o, int ready_fd)
     s->fs.passthrough.reason = "not agreed yet";
     s->ready_fd = ready_fd;
     session_set_signals();
-    code = session_decide_uring(s);
+    r = helper_start(o->mountpoint, &s->helper);
+    code = r < 0 ? session_fail("no process to be had", strerror(-r)) : session_decide_uring(s);
     if (code == 0)
         code = session_open_engine(s);
     if (code == 0)
