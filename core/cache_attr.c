@@ -161,7 +161,7 @@ int larder_setattr(struct larder *l, uint64_t id, struct larder_file *f, unsigne
     if (!n) {
         r = -ESTALE;
     } else {
-        if (set & LARDER_SET_SIZE && set & LARDER_KILL_PRIV)
+        if (set & LARDER_KILL_PRIV && !(set & (LARDER_SET_UID | LARDER_SET_GID))) /* set_attrs does it for those */
             node_clear_priv(n);
         if (set & ~(unsigned)(LARDER_SET_SIZE | LARDER_KILL_PRIV))
             set_attrs(l, n, set, attr);

@@ -307,9 +307,9 @@ int larder_open_file(struct larder *l, uint64_t id, int flags, struct larder_fil
         drop_corrupt(l, id);
         r = -ESTALE;
     }
-    if (r == 0 && (flags & O_TRUNC)) {
-        r = open_node_resize(f->on, 0);
-        if (r == 0 && !writable) /* no close of a writer will come */
+    if (r == 0 && (flags & (O_TRUNC | O_CREAT))) {
+        r = flags & O_TRUNC ? open_node_resize(f->on, 0) : 0;
+        if (r == 0 && !writable) /* no close of a writer will come; O_CREAT: larder_create's */
             r = open_node_commit(f->on, false);
         if (r < 0) {
             lock_take(&l->lock);
@@ -423,19 +423,28 @@ int larder_seek(struct larder_file *f, uint64_t offset, int whence, uint64_t *re
 
 /* ---- changing; file lock held ---- */
 
-/* After a change: what getattr shows from now on. */
-static void note_change(struct open_node *on, bool kill_priv)
+static void note_uncommitted(struct open_node *on)
 {
     struct larder *l = on->l;
     uint64_t size = content_size(on->content), disk = content_disk_bytes(on->content);
-    struct node *n;
 
     lock_take(&l->lock);
-    n = tree_node(l->tree, on->id);
     on->uncommitted = true;
     on->changed = true;
     on->size_bytes = size;
     on->disk_bytes = disk;
+    lock_give(&l->lock);
+}
+
+/* After a change: what getattr shows from now on. */
+static void note_change(struct open_node *on, bool kill_priv)
+{
+    struct larder *l = on->l;
+    struct node *n;
+
+    note_uncommitted(on);
+    lock_take(&l->lock);
+    n = tree_node(l->tree, on->id);
     n->mtime_ns = n->ctime_ns = cache_wall(l);
     if (kill_priv)
         node_clear_priv(n);
@@ -489,7 +498,7 @@ int larder_write(struct larder_file *f, const void *buf, size_t bytes, uint64_t 
     return r;
 }
 
-int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t bytes)
+int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t bytes, bool kill_priv)
 {
     struct larder *l = f->l;
     int r = cache_writable(l);
@@ -501,7 +510,22 @@ int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t b
     lock_take(&f->on->lock);
     RETRY_WHEN_HOST_IS_FULL(f->on, bytes, r, content_allocate(f->on->content, mode, offset, bytes));
     if (r == 0)
-        note_change(f->on, false);
+        note_change(f->on, kill_priv);
+    lock_give(&f->on->lock);
+    return r;
+}
+
+int larder_expect_changes(struct larder_file *f)
+{
+    int r = cache_writable(f->l);
+
+    CHECK_OBJ(f, LARDER_FILE_MAGIC);
+    if (r < 0)
+        return r;
+    lock_take(&f->on->lock);
+    r = content_allocate(f->on->content, FALLOC_FL_KEEP_SIZE, 0, 1);
+    if (r == 0)
+        note_uncommitted(f->on);
     lock_give(&f->on->lock);
     return r;
 }
@@ -509,7 +533,7 @@ int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t b
 #define COPY_CHUNK_BYTES (256u << 10)
 
 int larder_copy_range(struct larder_file *in, uint64_t in_offset, struct larder_file *out, uint64_t out_offset,
-                      uint64_t bytes, uint64_t *ret_bytes)
+                      uint64_t bytes, bool kill_priv, uint64_t *ret_bytes)
 {
     _cleanup_free_ char *buf = malloc(COPY_CHUNK_BYTES);
     uint64_t done = 0;
@@ -522,7 +546,7 @@ int larder_copy_range(struct larder_file *in, uint64_t in_offset, struct larder_
         r = larder_read(in, buf, (size_t)MIN(bytes - done, COPY_CHUNK_BYTES), in_offset + done, false, &got);
         if (r < 0 || got == 0)
             break;
-        r = larder_write(out, buf, got, out_offset + done, false);
+        r = larder_write(out, buf, got, out_offset + done, kill_priv);
         if (r == 0)
             done += got;
     }

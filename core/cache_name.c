@@ -348,7 +348,7 @@ int larder_create(struct larder *l, uint64_t parent, const char *name, size_t na
 
     if (r < 0)
         return r;
-    r = larder_open_file(l, ret_attr->ino, flags & ~O_TRUNC, ret_file);
+    r = larder_open_file(l, ret_attr->ino, (flags & ~O_TRUNC) | O_CREAT, ret_file);
     if (r < 0) { /* no memory: nothing may stay behind that was never logged */
         (void)larder_unlink(l, parent, name, name_bytes);
         larder_forget(l, ret_attr->ino, 1);
@@ -618,6 +618,8 @@ struct renaming {
     const char *name, *new_name;
     size_t name_bytes, new_name_bytes;
     unsigned flags;
+    const struct larder_cred *cred; /* of a whiteout */
+    uint64_t committed[2];          /* written files that were committed for this rename, 0 none */
     /* found under the lock: */
     struct node *from_dir, *to_dir, *n, *over;
     struct dentry *from, *to;
@@ -702,9 +704,9 @@ static void rename_exchange(struct larder *l, struct renaming *m)
     log_exchanged(l, over, m->from);
 }
 
-static int leave_whiteout(struct larder *l, const struct renaming *m, const struct larder_cred *cred)
+static int leave_whiteout(struct larder *l, const struct renaming *m)
 {
-    struct making making = {.mode = S_IFCHR, .cred = cred};
+    struct making making = {.mode = S_IFCHR, .cred = m->cred};
     struct dentry *d;
     struct node *n;
     int r = make_node(l, m->from_dir, &making, &n);
@@ -744,7 +746,6 @@ static void rename_drop_target(struct larder *l, struct renaming *m, struct afte
 
 static int rename_move(struct larder *l, struct renaming *m, struct aftermath *a)
 {
-    static const struct larder_cred root_cred = {0};
     struct dentry *d;
     int r;
 
@@ -761,9 +762,26 @@ static int rename_move(struct larder *l, struct renaming *m, struct aftermath *a
         log_node(l, m->n);
         log_name(l, d);
     }
-    return m->flags & RENAME_WHITEOUT ? leave_whiteout(l, m, &root_cred) : 0;
+    return m->flags & RENAME_WHITEOUT ? leave_whiteout(l, m) : 0;
 }
 
+/* Was it written to, and not committed for this rename? Another file may have taken the name since. */
+static bool rename_must_commit(const struct larder *l, const struct renaming *m, const struct node *n)
+{
+    const struct open_node *on = n && n->flags & NODE_OPEN ? open_node_find(l, node_slot(l->tree, n)) : NULL;
+
+    return on && on->uncommitted && on->id != m->committed[0] && on->id != m->committed[1];
+}
+
+/* A whiteout is one entry more, unless the target was one that goes. */
+static bool rename_lacks_entry(const struct larder *l, const struct renaming *m)
+{
+    bool frees_one = m->over && !node_is_dir(m->over) && m->over->nlink == 1;
+
+    return m->flags & RENAME_WHITEOUT && !frees_one && entries_are_full(l);
+}
+
+/* -EAGAIN: commit what was written, make room for an entry, and try again. */
 static int rename_locked(struct larder *l, struct renaming *m, struct aftermath *a)
 {
     int r = rename_find(l, m);
@@ -777,6 +795,10 @@ static int rename_locked(struct larder *l, struct renaming *m, struct aftermath 
         return r;
     if (m->over == m->n)
         return 0; /* rename(2): two names of the same file, nothing to do */
+    if (rename_must_commit(l, m, m->n) || (m->flags & RENAME_EXCHANGE && rename_must_commit(l, m, m->over)))
+        return -EAGAIN;
+    if (rename_lacks_entry(l, m))
+        return -EAGAIN;
     if (m->flags & RENAME_EXCHANGE)
         rename_exchange(l, m);
     else
@@ -790,7 +812,7 @@ static int rename_locked(struct larder *l, struct renaming *m, struct aftermath 
 }
 
 /* The id of a file that is being written under this name, else 0. Cache lock not held. */
-static uint64_t uncommitted_at(struct larder *l, const struct renaming *m)
+static uint64_t uncommitted_at(struct larder *l, uint64_t parent, const char *name, size_t name_bytes)
 {
     const struct open_node *on;
     struct node *dir;
@@ -798,8 +820,8 @@ static uint64_t uncommitted_at(struct larder *l, const struct renaming *m)
     uint64_t id = 0;
 
     lock_take(&l->lock);
-    if (find_dir(l, m->parent, &dir) == 0) {
-        d = tree_find(l->tree, node_slot(l->tree, dir), m->name, m->name_bytes);
+    if (find_dir(l, parent, &dir) == 0) {
+        d = tree_find(l->tree, node_slot(l->tree, dir), name, name_bytes);
         on = d ? open_node_find(l, d->node) : NULL;
         if (on && on->uncommitted)
             id = on->id;
@@ -808,8 +830,45 @@ static uint64_t uncommitted_at(struct larder *l, const struct renaming *m)
     return id;
 }
 
+/* What is being written and gets a name by this rename has to survive us with it (C2). */
+static int rename_commit(struct larder *l, struct renaming *m)
+{
+    unsigned names = m->flags & RENAME_EXCHANGE ? 2 : 1;
+    int r = 0;
+
+    m->committed[0] = uncommitted_at(l, m->parent, m->name, m->name_bytes);
+    m->committed[1] = names == 2 ? uncommitted_at(l, m->new_parent, m->new_name, m->new_name_bytes) : 0;
+    for (unsigned i = 0; i < names && r == 0; i++) {
+        r = m->committed[i] ? commit_by_id(l, m->committed[i]) : 0;
+        r = r == -ESTALE ? 0 : r;
+    }
+    return r;
+}
+
+static int rename_once(struct larder *l, struct renaming *m)
+{
+    struct aftermath after = {0};
+    int settled, r = log_room(l, 2 * RECORD_USUAL_BYTES);
+
+    if (r == 0 && m->flags & RENAME_WHITEOUT)
+        r = cache_make_entry_room(l);
+    if (r == 0)
+        r = rename_commit(l, m);
+    if (r < 0)
+        return r;
+    cache_expire_children(l, m->new_parent, m->new_name, m->new_name_bytes);
+    lock_take(&l->lock);
+    log_begin(l);
+    r = rename_locked(l, m, &after);
+    after.seq = log_end(l);
+    CHECK_INVARIANTS(l);
+    lock_give(&l->lock);
+    settled = aftermath_settle(l, &after);
+    return r < 0 ? r : settled;
+}
+
 int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,
-                  const char *new_name, size_t new_name_bytes, unsigned flags)
+                  const char *new_name, size_t new_name_bytes, unsigned flags, const struct larder_cred *cred)
 {
     struct renaming m = {.parent = parent,
                          .new_parent = new_parent,
@@ -817,35 +876,20 @@ int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t na
                          .new_name = new_name,
                          .name_bytes = name_bytes,
                          .new_name_bytes = new_name_bytes,
-                         .flags = flags};
-    struct aftermath after = {0};
-    uint64_t uncommitted;
-    int settled, r = check_name(new_name, new_name_bytes);
+                         .flags = flags,
+                         .cred = cred};
+    int r = check_name(new_name, new_name_bytes);
 
     if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT))
         return -EINVAL;
     if (r == 0)
         r = cache_writable(l);
-    if (r == 0)
-        r = log_room(l, 2 * RECORD_USUAL_BYTES);
     if (r < 0)
         return r;
-    uncommitted = uncommitted_at(l, &m);
-    if (uncommitted) {
-        r = commit_by_id(l, uncommitted);
-        if (r < 0 && r != -ESTALE)
-            return r;
-    }
-    cache_expire_children(l, new_parent, new_name, new_name_bytes);
-    lock_take(&l->lock);
-    log_begin(l);
-    r = rename_locked(l, &m, &after);
-    after.seq = log_end(l);
-    CHECK_INVARIANTS(l);
-    lock_give(&l->lock);
-    settled = aftermath_settle(l, &after);
-    r = r < 0 ? r : settled;
+    r = -EAGAIN;
+    for (unsigned tries = 0; tries < ENTRY_TRIES_MAX && r == -EAGAIN; tries++)
+        r = rename_once(l, &m);
     for (unsigned i = 0; i < m.moved_dir_count; i++)
         cache_rearm_subtree(l, m.moved_dir[i]);
-    return r;
+    return r == -EAGAIN ? -ENOSPC : r;
 }

@@ -134,7 +134,7 @@ int larder_rmdir(struct larder *l, uint64_t parent, const char *name, size_t nam
 /* flags: 0, RENAME_NOREPLACE, RENAME_EXCHANGE; RENAME_WHITEOUT as linux/fs.h says (a 0/0 character device is left).
  * A file renamed while written is committed first. */
 int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,
-                  const char *new_name, size_t new_name_bytes, unsigned flags);
+                  const char *new_name, size_t new_name_bytes, unsigned flags, const struct larder_cred *cred);
 
 /* Files. flags: O_ACCMODE, O_TRUNC, O_APPEND of open(2). An open counts as one use of the key. */
 int larder_open_file(struct larder *l, uint64_t node, int flags, struct larder_file **ret_file);
@@ -147,10 +147,13 @@ int larder_tmpfile(struct larder *l, uint64_t parent, uint32_t mode, int flags, 
 /* nowait: -EAGAIN where the device would have to be waited for; call again without, from a thread that may. */
 int larder_read(struct larder_file *f, void *buf, size_t bytes, uint64_t offset, bool nowait, size_t *ret_bytes);
 int larder_write(struct larder_file *f, const void *buf, size_t bytes, uint64_t offset, bool kill_priv);
-int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t bytes); /* fallocate(2) [waits] */
+int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t bytes,
+                    bool kill_priv); /* fallocate(2) [waits] */
+/* Who has the backing file will write to it without telling: its checksums are void until the last writer is gone. */
+int larder_expect_changes(struct larder_file *f);
 int larder_seek(struct larder_file *f, uint64_t offset, int whence, uint64_t *ret_offset); /* SEEK_DATA, SEEK_HOLE */
 int larder_copy_range(struct larder_file *in, uint64_t in_offset, struct larder_file *out, uint64_t out_offset,
-                      uint64_t bytes, uint64_t *ret_bytes); /* [waits] */
+                      uint64_t bytes, bool kill_priv, uint64_t *ret_bytes); /* [waits] */
 /* close(2) of one descriptor: commits what was written (C2). [waits with durability=fsync] */
 int larder_flush(struct larder_file *f);
 /* datasync may leave times behind. [waits] */

@@ -306,13 +306,14 @@ static void ops_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse
                        const char *new_name, unsigned flags)
 {
     struct call c = call_begin(req, LARDER_OP_RENAME);
+    struct larder_cred cred = ops_cred(req);
     int r = ops_check_name(parent, name);
 
     if (r == 0)
         r = ops_check_name(new_parent, new_name);
     if (r == 0)
         r = larder_rename(c.fs->larder, parent, name, strlen(name), new_parent, new_name, strlen(new_name),
-                          flags);
+                          flags, &cred);
     reply_error(&c, r);
 }
 
@@ -354,7 +355,7 @@ static struct statx_timestamp ops_statx_time(int64_t ns)
 static void ops_fill_statx(const struct larder_attr *attr, struct statx *stx)
 {
     *stx = (struct statx){
-        .stx_mask = STATX_BASIC_STATS | STATX_BTIME,
+        .stx_mask = STATX_BASIC_STATS, /* when a file was made is not kept */
         .stx_blksize = OPS_BLOCK_BYTES,
         .stx_nlink = attr->nlink,
         .stx_uid = attr->uid,
@@ -382,6 +383,7 @@ static void ops_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struc
     struct stat st;
     int r = 0;
 
+    (void)fi;
     (void)flags;
     (void)mask;
     if (virtual_kind_of(ino) != VIRTUAL_NONE) {
@@ -397,8 +399,6 @@ static void ops_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struc
     } else {
         r = larder_getattr(c.fs->larder, ino, &attr);
     }
-    if (r == 0 && attr.nlink == 0 && !fi && !handle_node_is_open(c.fs->handles, ino) && !S_ISDIR(attr.mode))
-        r = -ESTALE;
     if (r < 0) {
         reply_error(&c, r);
         return;

@@ -59,6 +59,12 @@ static bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info
     return fuse_req_ctx(c->req)->uid != 0;
 }
 
+/* For FALLOCATE and COPY_FILE_RANGE, with which the kernel says nothing. */
+static bool ops_must_kill_priv_untold(const struct call *c)
+{
+    return c->fs->kill_priv_by_us && fuse_req_ctx(c->req)->uid != 0;
+}
+
 /* A descriptor for the kernel when all of the value lies in one file and passthrough is on. */
 static int ops_backing_fd(struct fs *fs, struct handle *h)
 {
@@ -78,8 +84,7 @@ static void ops_kill_priv_of_open(const struct call *c, struct handle *h, const 
         return;
     if (larder_getattr(c->fs->larder, h->node, &attr) < 0 || !(attr.mode & (S_ISUID | S_ISGID)))
         return;
-    attr.size_bytes = 0;
-    (void)larder_setattr(c->fs->larder, h->node, h->file, LARDER_SET_SIZE | LARDER_KILL_PRIV, &attr, &attr);
+    (void)larder_setattr(c->fs->larder, h->node, NULL, LARDER_KILL_PRIV, &attr, &attr);
 }
 
 static int ops_open_stored(const struct call *c, uint64_t ino, struct fuse_file_info *fi,
@@ -98,10 +103,9 @@ static int ops_open_stored(const struct call *c, uint64_t ino, struct fuse_file_
     if (r < 0)
         goto fail;
     ops_kill_priv_of_open(c, h, fi);
-    /* Its shared mappings write to the backing file behind the engine's back: a no-op change makes the
-     * value one that is changed in place, whose checksums are void until its last writer is gone. */
+    /* Its shared mappings write to the backing file behind the engine's back. */
     if (h->mode == HANDLE_MIXED && (fi->flags & O_ACCMODE) == O_RDWR)
-        (void)larder_allocate(h->file, FALLOC_FL_KEEP_SIZE, 0, 1);
+        (void)larder_expect_changes(h->file);
     *ret_handle = h;
     return 0;
 fail:
@@ -413,7 +417,8 @@ static void ops_fallocate_run(struct worker_job *job)
 {
     _cleanup_free_ struct ops_file_job *j = (struct ops_file_job *)job;
 
-    reply_error(&j->c, larder_allocate(j->handle->file, j->mode, j->offset, j->bytes));
+    reply_error(&j->c, larder_allocate(j->handle->file, j->mode, j->offset, j->bytes,
+                                        ops_must_kill_priv_untold(&j->c)));
 }
 
 void ops_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t bytes,
@@ -436,7 +441,8 @@ static void ops_copy_run(struct worker_job *job)
 {
     _cleanup_free_ struct ops_file_job *j = (struct ops_file_job *)job;
     uint64_t copied = 0;
-    int r = larder_copy_range(j->handle->file, j->offset, j->out->file, j->out_offset, j->bytes, &copied);
+    int r = larder_copy_range(j->handle->file, j->offset, j->out->file, j->out_offset, j->bytes,
+                              ops_must_kill_priv_untold(&j->c), &copied);
 
     if (r < 0)
         reply_error(&j->c, r);
