@@ -369,11 +369,11 @@ class Site:
         if not self.plain:
             self.run_ok([self.tool, "check", store], 120)
 
-    def tmpfs(self, name, size):
-        """A small file system of its own, for tests that fill the host's disk."""
+    def tmpfs(self, name, size, flags=0):
+        """A small file system of its own, for tests that fill the host's disk or compare with it."""
         point = os.path.join(self.workdir, name)
         os.makedirs(point)
-        sysx.mount_fs("tmpfs", point, "tmpfs", f"size={size},mode=0755")
+        sysx.mount_fs("tmpfs", point, "tmpfs", f"size={size},mode=0755", flags)
         self.tmpfs_points.append(point)
         return point
 

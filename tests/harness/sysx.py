@@ -53,8 +53,11 @@ def umount(path, flags=0):
     _check(libc.umount2(os.fsencode(path), flags), path)
 
 
-def mount_fs(source, target, kind, options=""):
-    _check(libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(0), options.encode()),
+MS_NOATIME = 1024
+
+
+def mount_fs(source, target, kind, options="", flags=0):
+    _check(libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode()),
            target)
 
 

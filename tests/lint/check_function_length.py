@@ -10,7 +10,7 @@ import re
 import sys
 
 LINES_MAX = 70
-DIRECTORIES = ("core", "fs", "tools", "tests/unit", "tests/support", "tests/fuzz", "tests/bench")
+DIRECTORIES = ("core", "fs", "tools", "tests/unit", "tests/support", "tests/fuzz", "tests/bench", "tests/diff")
 NAME = re.compile(r"^[A-Za-z_][^=;#]*?\b([A-Za-z_]\w*)\(")
 
 
