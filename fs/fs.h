@@ -21,6 +21,7 @@
 
 #include "core/larder.h"
 
+struct confine_report;
 struct fs_options;
 struct handles;
 struct notify;
@@ -81,4 +82,6 @@ struct fs {
     _Atomic bool uring_seen;        /* (a) a request came over io_uring */
     _Atomic bool stopping;          /* (a) an orderly stop began; nothing goes to a worker any more */
     _Atomic uint64_t gone_seq;      /* (a) names the engine took away: see reply_entry */
+
+    const struct confine_report *confined; /* (c) once the session runs */
 };

@@ -165,6 +165,26 @@ static int options_set_passthrough(struct fs_options *o, const char *value)
     return options_parse_tri(value, &o->passthrough);
 }
 
+static int options_set_no_new_privs(struct fs_options *o, const char *value)
+{
+    return options_parse_tri(value, &o->confine[CONFINE_NO_NEW_PRIVS]);
+}
+
+static int options_set_drop_caps(struct fs_options *o, const char *value)
+{
+    return options_parse_tri(value, &o->confine[CONFINE_DROP_CAPS]);
+}
+
+static int options_set_landlock(struct fs_options *o, const char *value)
+{
+    return options_parse_tri(value, &o->confine[CONFINE_LANDLOCK]);
+}
+
+static int options_set_seccomp(struct fs_options *o, const char *value)
+{
+    return options_parse_tri(value, &o->confine[CONFINE_SECCOMP]);
+}
+
 static int options_set_threads(struct fs_options *o, const char *value)
 {
     uint64_t count;
@@ -257,6 +277,14 @@ static const struct options_spec options_specs[] = {
      "talk to the kernel over io_uring", options_set_io_uring},
     {"passthrough", "passthrough=auto, passthrough=on, passthrough=off", "auto, on or off", "auto",
      "let the kernel read large raw values itself", options_set_passthrough},
+    {"no_new_privs", "no_new_privs=auto, no_new_privs=on, no_new_privs=off", "auto, on or off", "auto",
+     "the daemon gains no rights by executing anything", options_set_no_new_privs},
+    {"drop_caps", "drop_caps=auto, drop_caps=on, drop_caps=off", "auto, on or off", "auto",
+     "the daemon of root keeps no capability it has no use for", options_set_drop_caps},
+    {"landlock", "landlock=auto, landlock=on, landlock=off", "auto, on or off", "auto",
+     "the daemon sees no files but its store", options_set_landlock},
+    {"seccomp", "seccomp=auto, seccomp=on, seccomp=off", "auto, on or off", "auto",
+     "the daemon makes no system calls but those it needs", options_set_seccomp},
     {"threads", "threads=8 (1 to 1024)", "a number", "10", "threads that serve /dev/fuse",
      options_set_threads},
     {"log_level", "log_level=error, warning, info or debug", "a log level", "info", "how much is logged",

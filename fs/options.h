@@ -11,6 +11,15 @@
 
 enum tri { TRI_AUTO, TRI_ON, TRI_OFF };
 
+/* What fs/confine.c does, in this order. */
+enum confine_measure {
+    CONFINE_NO_NEW_PRIVS,
+    CONFINE_LANDLOCK,
+    CONFINE_DROP_CAPS,
+    CONFINE_SECCOMP,
+    CONFINE_MEASURES
+};
+
 enum options_action { OPTIONS_MOUNT, OPTIONS_HELP, OPTIONS_VERSION };
 
 #define OPTIONS_ROWS_MAX 32
@@ -20,6 +29,7 @@ struct fs_options {
     struct larder_options core;
     char *store, *mountpoint; /* absolute after options_resolve */
     enum tri io_uring, passthrough;
+    enum tri confine[CONFINE_MEASURES];
     unsigned threads; /* 0: libfuse's choice */
     enum larder_log_level log_level;
     bool allow_other, allow_root, nonempty;

@@ -17,14 +17,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "fs/confine.h"
 #include "fs/handle.h"
 #include "fs/helper.h"
 #include "fs/log.h"
@@ -38,12 +41,12 @@
 #define SESSION_KICK_MS 20
 #define SESSION_BUSY_WAIT_MS 10000 /* for the daemon of a mount that was just unmounted */
 #define SESSION_BUSY_STEP_MS 20
-#define SESSION_CAP_SYS_ADMIN 21
 #define SESSION_EXIT_FAILED 1
 
 struct session {
     struct fs fs;
-    struct helper *helper; /* (c) */
+    struct helper *helper;          /* (c) */
+    struct confine_report confined; /* (c) before the loop */
     int ready_fd;
     bool io_uring_asked;                  /* (c) of libfuse */
     char device[MOUNTPOINT_DEVICE_BYTES]; /* (c) after ready */
@@ -77,17 +80,10 @@ static bool session_kernel_uring(void)
 
 static bool session_may_pass_through(void)
 {
-    unsigned long long effective = 0;
-    char line[256];
-    FILE *f = fopen("/proc/self/status", "re");
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
 
-    if (!f)
-        return geteuid() == 0;
-    while (fgets(line, sizeof(line), f))
-        if (sscanf(line, "CapEff: %llx", &effective) == 1)
-            break;
-    (void)fclose(f);
-    return (effective >> SESSION_CAP_SYS_ADMIN) & 1;
+    return syscall(SYS_capget, &header, data) == 0 && data[0].effective & 1u << CAP_SYS_ADMIN;
 }
 
 /* NULL when io_uring can be asked for, else the reason. */
@@ -470,6 +466,30 @@ static void session_end(struct session *s)
         (void)helper_detach(s->helper); /* an aborted connection leaves a dead mount */
 }
 
+/* What is left of the rights once the mount is there and no thread is. */
+static int session_confine(struct session *s)
+{
+    const struct fs_options *o = s->fs.opts;
+    const char *notify = getenv("NOTIFY_SOCKET");
+    struct confine_plan plan = {
+        .store = o->store,
+        .sys_admin = !session_passthrough_obstacle(o, NULL) &&
+                     confine_kernel_has_passthrough(fuse_session_fd(s->fs.session)),
+        .io_uring = s->io_uring_asked,
+        .datagrams = !o->foreground || notify,
+        .abstract_socket = notify && notify[0] == '@',
+    };
+    enum confine_measure failed;
+    char option[64];
+
+    memcpy(plan.wanted, o->confine, sizeof(plan.wanted));
+    if (confine(&plan, &s->confined, &failed) == 0)
+        return 0;
+    (void)snprintf(option, sizeof(option), "option %s=on", confine_name(failed));
+    (void)helper_detach(s->helper);
+    return session_fail(option, s->confined.measures[failed].reason);
+}
+
 /* Loop and threads; on return nothing runs but this thread, and the mount is gone. */
 static int session_serve(struct session *s)
 {
@@ -514,6 +534,7 @@ int session_run(const struct fs_options *o, int ready_fd)
     (void)clock_gettime(CLOCK_REALTIME, &now);
     s->fs.magic = FS_MAGIC;
     s->fs.opts = o;
+    s->fs.confined = &s->confined;
     s->fs.uid = getuid();
     s->fs.gid = getgid();
     s->fs.start_wall_ns = (int64_t)now.tv_sec * (int64_t)NS_PER_S + now.tv_nsec;
@@ -526,6 +547,8 @@ int session_run(const struct fs_options *o, int ready_fd)
         code = session_open_engine(s);
     if (code == 0)
         code = session_mount(s);
+    if (code == 0)
+        code = session_confine(s);
     if (code == 0)
         code = session_serve(s);
     if (s->fs.session)

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "fs/confine.h"
 #include "fs/options.h"
 
 #define VIRTUAL_BIT (1ull << 63)
@@ -252,6 +253,9 @@ static void virtual_add_config(struct fs *fs, struct text *t)
         text_add(t, "%s %s %s\n", name, value, source);
     text_add(t, "io_uring_active %s %s\n", atomic_load(&fs->uring_seen) ? "on" : "off", fs->io_uring.reason);
     text_add(t, "passthrough_active %s %s\n", fs->passthrough.active ? "on" : "off", fs->passthrough.reason);
+    for (int i = 0; i < CONFINE_MEASURES; i++)
+        text_add(t, "%s_active %s %s\n", confine_name((enum confine_measure)i),
+                 fs->confined->measures[i].active ? "on" : "off", fs->confined->measures[i].reason);
     text_add(t, "kernel_protocol 7.%u machine\n", fs->proto_minor);
     text_add(t, "libfuse %s machine\n", fuse_pkgversion());
     text_add(t, "version %s machine\n", LARDER_VERSION);
