@@ -415,15 +415,18 @@ static void check_overlaps(struct check *c)
 
 static void check_value(struct check *c, struct node_row *row)
 {
+    struct value v = row->value;
     char path[TABLE_PATH_BYTES];
     struct errtext err = {""};
     int r;
 
-    r = content_verify_value(c->store, &row->value, row->id, &err);
+    if (v.unsealed) /* its size is the file's, whatever the index says: no reason to read that much */
+        v.size_bytes = MIN(v.size_bytes, 1u);
+    r = content_verify_value(c->store, &v, row->id, &err);
     table_path(&c->table, row, path);
     c->sum.values_checked++;
     if (r == 0)
-        c->sum.value_bytes_checked += row->value.size_bytes;
+        c->sum.value_bytes_checked += v.size_bytes;
     else if (c->power_lost && (r == -EBADMSG || r == -ENOENT || r == -ENODATA))
         say(c, 'N', path, "%s (the machine went down before it was synced; it is a miss)",
             err.text[0] ? err.text : strerror(-r));

@@ -483,25 +483,32 @@ static int dump_run(struct dump *d, const char *what, struct errtext *err)
                          d->in.path, what);
 }
 
+int inspect_dump_on(const struct inspect_source *source, const char *what, inspect_line line, void *ctx, struct errtext *err)
+{
+    struct dump d = {.line = line, .ctx = ctx};
+    int r = inspect_open_on(source, &d.in, err);
+
+    if (r < 0)
+        return r;
+    r = dump_run(&d, what, err);
+    found_fini(&d.found);
+    if (d.out)
+        (void)fclose(d.out); /* memory only */
+    free(d.text);
+    inspect_close(&d.in);
+    return r;
+}
+
 int inspect_dump(const char *path, const char *what, bool even_if_busy, inspect_line line, void *ctx,
                  char *err)
 {
-    struct dump d = {.line = line, .ctx = ctx};
     struct inspect_source source;
     struct errtext text = {""};
     int r;
 
     r = inspect_find(path, even_if_busy, &source, &text);
     if (r == 0)
-        r = inspect_open_on(&source, &d.in, &text);
-    if (r == 0) {
-        r = dump_run(&d, what, &text);
-        found_fini(&d.found);
-        if (d.out)
-            (void)fclose(d.out); /* memory only */
-        free(d.text);
-        inspect_close(&d.in);
-    }
+        r = inspect_dump_on(&source, what, line, ctx, &text);
     if (r < 0)
         memcpy(err, text.text, MIN(sizeof(text.text), (size_t)INSPECT_ERROR_BYTES));
     return r;

@@ -35,6 +35,7 @@ int inspect_find(const char *path, bool even_if_busy, struct inspect_source *ret
 int inspect_open_on(const struct inspect_source *source, struct inspect *ret_in, struct errtext *err);
 int inspect_check_on(const struct inspect_source *source, inspect_report report, void *ctx,
                      struct inspect_summary *ret_summary, struct errtext *err);
+int inspect_dump_on(const struct inspect_source *source, const char *what, inspect_line line, void *ctx, struct errtext *err);
 void inspect_close(struct inspect *in);
 
 enum found_kind { FOUND_JOURNAL, FOUND_INDEX, FOUND_SEGMENT, FOUND_BIG, FOUND_FOREIGN };

@@ -21,6 +21,7 @@
 
 /* Two of the largest records fit, so that one always does, wherever the window happens to start. */
 #define WINDOW_BYTES (8u << 20)
+#define WINDOW_BYTES_MIN (64u << 10)
 /* How much a search behind an invalid record may hash before it calls it a torn tail. */
 #define FIND_BUDGET_BYTES (64u << 20)
 #define FIND_BYTES_MAX (256u << 20) /* and how much it may read */
@@ -36,7 +37,8 @@ struct journal_reader {
     uint64_t seed;
     uint64_t next_seq;
     uint64_t file_bytes;
-    uint8_t *window; /* owned, WINDOW_BYTES */
+    uint8_t *window; /* owned */
+    size_t window_room; /* all of the file, and no more than WINDOW_BYTES */
     size_t window_used;
     size_t cursor;          /* in the window: the next record */
     uint64_t window_offset; /* in the file: where the window starts */
@@ -54,7 +56,7 @@ struct replay {
     struct errtext *err;
 };
 
-static int reader_init(struct journal_reader *rd, struct io *io, int dir_fd, const uint8_t store_id[16]);
+static void reader_init(struct journal_reader *rd, struct io *io, int dir_fd, const uint8_t store_id[16]);
 static void reader_fini(struct journal_reader *rd);
 static int reader_open(struct journal_reader *rd, const char *name);
 static int reader_open_expected(struct journal_reader *rd, bool is_index, uint32_t no);
@@ -70,9 +72,7 @@ int journal_replay_all(struct io *io, int dir_fd, const uint8_t store_id[16], co
     struct replay rp = {.names = names, .apply = apply, .apply_ctx = apply_ctx, .out = replay, .err = err};
     int r;
 
-    r = reader_init(&rp.reader, io, dir_fd, store_id);
-    if (r < 0)
-        return errtext(err, r, "journal: no memory to read it");
+    reader_init(&rp.reader, io, dir_fd, store_id);
     replay->corrupt_records += names->ignored;
     r = replay_newest_index(&rp);
     if (r == 0)
@@ -216,12 +216,12 @@ static int journal_find_later(struct journal_reader *rd, bool *ret_found)
     while (offset < end && !*ret_found && budget_bytes > DISK_RECORD_HEADER_BYTES) {
         size_t got, at;
 
-        r = io_read_upto(rd->io, rd->fd, rd->window, WINDOW_BYTES, offset, &got);
+        r = io_read_upto(rd->io, rd->fd, rd->window, rd->window_room, offset, &got);
         if (r < 0)
             return r;
         *ret_found = record_find(rd->window, got, rd->next_seq, rd->seed, &budget_bytes, &at);
         if (got < WINDOW_BYTES)
-            break;
+            break; /* the rest of the file */
         offset += WINDOW_BYTES / 2; /* a record over the window's end is whole in the next */
     }
     return 0;
@@ -321,11 +321,9 @@ static int replay_journals(struct replay *rp)
 
 /* ---- one file, record by record ---- */
 
-static int reader_init(struct journal_reader *rd, struct io *io, int dir_fd, const uint8_t store_id[16])
+static void reader_init(struct journal_reader *rd, struct io *io, int dir_fd, const uint8_t store_id[16])
 {
     *rd = (struct journal_reader){.io = io, .dir_fd = dir_fd, .store_id = store_id, .fd = -1, .check_entries = true};
-    rd->window = malloc(WINDOW_BYTES);
-    return rd->window ? 0 : -ENOMEM;
 }
 
 static void reader_fini(struct journal_reader *rd)
@@ -355,6 +353,21 @@ int journal_open_regular(struct io *io, int dir_fd, const char *name, int *ret_f
     return 0;
 }
 
+static int reader_need_window(struct journal_reader *rd)
+{
+    size_t room = (size_t)MIN(round_up(rd->file_bytes + 1, WINDOW_BYTES_MIN), WINDOW_BYTES);
+
+    if (room <= rd->window_room)
+        return 0;
+    free(rd->window);
+    rd->window_room = 0;
+    rd->window = malloc(room);
+    if (!rd->window)
+        return -ENOMEM;
+    rd->window_room = room;
+    return 0;
+}
+
 /* Makes at least `bytes` available from the cursor on, if the file has them. */
 static int reader_fill(struct journal_reader *rd, size_t bytes)
 {
@@ -368,7 +381,7 @@ static int reader_fill(struct journal_reader *rd, size_t bytes)
     rd->window_offset += rd->cursor;
     rd->window_used -= rd->cursor;
     rd->cursor = 0;
-    r = io_read_upto(rd->io, rd->fd, rd->window + rd->window_used, WINDOW_BYTES - rd->window_used,
+    r = io_read_upto(rd->io, rd->fd, rd->window + rd->window_used, rd->window_room - rd->window_used,
                      rd->window_offset + rd->window_used, &got);
     if (r < 0)
         return r;
@@ -401,7 +414,9 @@ static int reader_open(struct journal_reader *rd, const char *name)
         return r;
     rd->fd = fd;
     rd->file_bytes = (uint64_t)st.st_size;
-    r = reader_fill(rd, DISK_JOURNAL_HEADER_BYTES);
+    r = reader_need_window(rd);
+    if (r == 0)
+        r = reader_fill(rd, DISK_JOURNAL_HEADER_BYTES);
     if (r < 0)
         return r;
     if (rd->window_used < DISK_JOURNAL_HEADER_BYTES || bytes_are_zero(rd->window, DISK_JOURNAL_HEADER_BYTES))
@@ -494,9 +509,7 @@ int journal_walk_file(struct io *io, int dir_fd, const char *name, const uint8_t
     uint32_t no = 0;
     int r;
 
-    r = reader_init(&rd, io, dir_fd, store_id);
-    if (r < 0)
-        return errtext(err, r, "%s: no memory to read it", name);
+    reader_init(&rd, io, dir_fd, store_id);
     r = reader_open(&rd, name);
     if (r == 0 && !format_name_parse(name, rd.header.is_index ? INDEX_PREFIX : JOURNAL_PREFIX, &no))
         r = -EBADMSG;

@@ -160,8 +160,22 @@ static bool big_visit_found(struct store *st, uint64_t big_id)
     return true;
 }
 
+/* Which of the 256 there are: asking for each costs more than the rest of an empty mount. */
+static int big_scan_dir_name(void *ctx, const char *name) /* io_visit */
+{
+    static const char digits[] = "0123456789abcdef";
+    const char *high = name[0] ? strchr(digits, name[0]) : NULL;
+    const char *low = high && name[1] ? strchr(digits, name[1]) : NULL;
+    bool *found = ctx;
+
+    if (low && name[2] == '\0')
+        found[(high - digits) * 16 + (low - digits)] = true;
+    return 0;
+}
+
 int store_big_scan(struct store *st, struct errtext *err)
 {
+    bool found[BIG_DIR_COUNT] = {false};
     uint64_t reserved = 0;
     int fd = -1;
     int r;
@@ -174,12 +188,17 @@ int store_big_scan(struct store *st, struct errtext *err)
     st->big_exists = true;
     st->big_entry_unsynced = true; /* as are those below: who made them may have been killed before the sync */
     store_settle_dir(st, store_dir_bytes(st, fd), &st->big_charged_bytes, &reserved);
+    r = io_list(st->io, fd, big_scan_dir_name, found);
     io_close(st->io, fd);
+    if (r < 0)
+        return errtext(err, r, "big: %s", strerror(-r));
     for (unsigned i = 0; i < BIG_DIR_COUNT; i++) {
         struct big_scan scan = {.st = st, .index = i, .visit = big_visit_found};
         char name[DIR_NAME_BYTES];
         bool foreign;
 
+        if (!found[i])
+            continue;
         r = big_for_each(&scan);
         if (r < 0)
             return errtext(err, r, "big/%02x: %s", i, strerror(-r));
