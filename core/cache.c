@@ -176,9 +176,9 @@ static int take_lock(struct larder *l, const char *path, struct errtext *err)
                        r == -EWOULDBLOCK ? "in use by process" : strerror(-r), pid[0] ? pid : "(unknown)");
     }
     (void)snprintf(pid, sizeof(pid), "%d\n", (int)getpid()); /* always fits */
-    r = io_truncate(l->io, l->lock_fd, 0);
-    if (r == 0)
-        r = io_write_full(l->io, l->lock_fd, pid, strlen(pid), 0);
+    if (io_write_full(l->io, l->lock_fd, pid, strlen(pid), 0) < 0)
+        pid[0] = 0; /* a full disk: who comes second is told "unknown", not another's number */
+    r = io_truncate(l->io, l->lock_fd, strlen(pid));
     return r < 0 ? errtext(err, r, "store %s: LOCK: cannot be written: %s", path, strerror(-r)) : 0;
 }
 
@@ -404,6 +404,11 @@ static int open_parts(struct larder *l, struct journal_replay *replay, struct er
         r = make_root(l);
     if (r == 0)
         r = journal_open(l->io, l->dir_fd, &l->quota, &jopts, cache_apply, l, replay, &l->journal, err);
+    if (r == 0 && replay->disk_full) {
+        l->opts.read_only = true;
+        cache_logf(l, LARDER_LOG_WARNING,
+                   "event=disk_full consequence=\"the cache is read-only until it is mounted again with room on its disk\"");
+    }
     return r;
 }
 

@@ -82,6 +82,11 @@ int journal_open(struct io *io, int dir_fd, struct quota *quota, const struct jo
         r = journal_adopt(j, &names, &result, &replay);
         if (r == 0 && !opts->read_only)
             r = journal_start(j, replay.last_seq + 1);
+        if (r == -ENOSPC || r == -EDQUOT) { /* not one block to be had: what is there can be read all the same */
+            j->read_only = true;
+            replay.disk_full = true;
+            r = 0;
+        }
         if (r < 0)
             (void)errtext(err, r, "journal: starting a new file: %s", strerror(-r));
     }
@@ -768,6 +773,10 @@ static int journal_start(struct journal *j, uint64_t first_seq)
     r = chunk_reserve(&j->back, DISK_JOURNAL_HEADER_BYTES);
     if (r == 0)
         r = journal_create_file(j, charged_bytes, &f);
+    if (r == -ENOSPC) { /* the host's disk: without room ahead, then */
+        quota_release(j->quota, charged_bytes - BLOCK_BYTES - FILE_SLACK_BYTES);
+        r = journal_create_file(j, BLOCK_BYTES + FILE_SLACK_BYTES, &f);
+    }
     if (r == 0)
         r = journal_switch_files(j, f);
     lock_give(&j->file_lock);

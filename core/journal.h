@@ -50,6 +50,7 @@ typedef int (*journal_apply)(void *ctx, const struct entry_view *entry);
 
 struct journal_replay {
     bool found_index;          /* a valid checkpoint was loaded */
+    bool disk_full;            /* no room for a new journal file: the journal was opened read-only instead */
     bool clean;                /* it was written by an orderly stop and nothing follows */
     struct end_image end;      /* of the checkpoint, zero without one */
     uint64_t index_records, journal_records, entries;
@@ -66,7 +67,8 @@ struct journal_options {
 };
 
 /* Replays the newest valid checkpoint and the journals after it, then starts a new journal file. *.tmp and
- * files no longer needed are removed. Damage is counted, not fatal; errors are I/O, memory, or -ENOSPC. */
+ * files no longer needed are removed. Damage is counted, not fatal, and a full disk
+ * told (disk_full); errors are I/O or memory. */
 int journal_open(struct io *io, int dir_fd, struct quota *quota, const struct journal_options *opts, journal_apply apply,
                  void *apply_ctx, struct journal_replay *ret_replay, struct journal **ret_journal, struct errtext *err);
 void journal_close(struct journal *j); /* NULL is fine; writes what is buffered, does not sync; its files stay charged */
