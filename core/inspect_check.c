@@ -430,6 +430,9 @@ static void check_value(struct check *c, struct node_row *row)
     else if (c->power_lost && (r == -EBADMSG || r == -ENOENT || r == -ENODATA))
         say(c, 'N', path, "%s (the machine went down before it was synced; it is a miss)",
             err.text[0] ? err.text : strerror(-r));
+    else if (!row->first_name)
+        say(c, 'N', path, "%s (it has no name: its space was given back before that was logged)",
+            err.text[0] ? err.text : strerror(-r));
     else
         say(c, 'E', path, "%s", err.text[0] ? err.text : strerror(-r));
     if (r == 0 && row->value.unsealed)
