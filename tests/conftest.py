@@ -34,7 +34,7 @@ def pytest_addoption(parser):
     group.addoption("--mount-options", default="", help="options added to every mount, as -o takes them")
     group.addoption("--seed", type=int, default=None, help="seed of random tests; printed and kept on failure")
     group.addoption("--model-steps", type=int, default=1500, help="operations per sequence of fs/test_model.py")
-    group.addoption("--kill-rounds", type=int, default=15, help="SIGKILLs per test of crash/test_kill9.py")
+    group.addoption("--kill-rounds", type=int, default=8, help="rounds of SIGKILL per mode of crash/test_kill9.py")
     group.addoption("--keep", action="store_true", help="keep the work directories of passed tests as well")
 
 

@@ -1,234 +1,348 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""SIGKILL of the daemon under load, again and again, with C2 checked after each.
+"""SIGKILL of the daemon under load, again and again on one store, with C2 checked after each.
 
-Clients are processes that know what they wrote: every value names its key and version and can be made again from them.
-The daemon is killed at a random moment; the clients' calls fail; each reports, for every key, the state it had been
-told was done and the change that was under way. After the remount a key must be in the one state or the other: never
-an older value, never a mixture, never back after its removal. Under quota nothing may be missing; at quota a key may
-have been evicted. `larder check` must find nothing.
+Clients are processes that know what they did (load.py): puts of all kinds, renames, links, directories, attributes,
+xattrs, ttl, in-place writes, mapped writes, files left open. The daemon is killed from 1 ms on after they begin; after the
+remount each directory must be as its client was told, or that with the one change under way (oracle.py): never an
+older value, never a mixture, never back after its removal or expiry. Only at quota a key may be missing. `larder check`
+must find nothing.
 
-    tests/crash/kill9.py --build-dir build --rounds 200 [--at-quota] [--clients 4] [--seed N]
+A round may also stop the daemon in order and SIGKILL it on the way, SIGKILL several daemons while they mount, fill the
+disk, or damage the store before the remount. The modes:
+
+    plain     much room                                  tiny     values below 1 KiB
+    quota     4 MiB: eviction, checkpoints, cleaning     big      values above 4 KiB have files of their own
+    clean     24 MiB of often replaced values            fsync    durability=fsync
+    nouring, uring   the transport                       full     a small disk that another process fills
+    damage    the journal is damaged before the remount: what was settled is intact, no byte is wrong
+
+    tests/crash/kill9.py --build-dir build --rounds 1000 [--mode quota,plain] [--seed N] [--dir /dev/shm]
+
+A failure prints its seed and keeps the store as it was before the remount (store.copy). Moments of death are drawn from
+the seed, but what the daemon is doing then is not: repeat a failed seed with --repeat 20.
 """
 
 import argparse
+import collections
 import errno
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness.mount import Site, sweep  # noqa: E402
+from harness import corrupt, logscan, sysx  # noqa: E402
+from harness.mount import Site, is_served, sweep  # noqa: E402
 from harness.procs import Child  # noqa: E402
-from harness.values import mixed_bytes, random_bytes, text_bytes  # noqa: E402
-from harness.wait import until  # noqa: E402
+from harness.wait import Deadline, eventually, until  # noqa: E402
+from load import Client, prepare, verify  # noqa: E402
+from oracle import scan  # noqa: E402
 
-KEYS = 60
-GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO, errno.EINTR}
+URING_PARAMETER = "/sys/module/fuse/parameters/enable_uring"
+LOAD_SECONDS = (0.001, 0.4)
+COPY_BYTES_MAX = 64 << 20
 
-#: States of a key: ABSENT, TRUNCATED to no bytes, or the version (> 0) whose bytes it holds.
-ABSENT, TRUNCATED = 0, -1
-
-
-def size_of(client, key, version):
-    rng = random.Random(f"size {client} {key} {version}")
-    kind = rng.random()
-    if kind < 0.1:
-        return rng.randrange(8)
-    if kind < 0.75:
-        return rng.randrange(20_000)
-    if kind < 0.95:
-        return rng.randrange(300_000)
-    return rng.randrange(1_500_000)
-
-
-def value_of(client, key, version):
-    """The bytes of a version, beginning with whose they are."""
-    if version == TRUNCATED:
-        return b""
-    size = size_of(client, key, version)
-    make = (random_bytes, text_bytes, mixed_bytes)[version % 3]
-    head = b"%d %d %d " % (client, key, version)
-    return (head + make(size, f"{client} {key} {version}"))[:max(size, len(head))]
+#: mode: (mount options, scale of values, keys may be evicted)
+MODES = {
+    "plain": ({"quota": "256M"}, 1.0, False),
+    "tiny": ({"quota": "256M"}, 0.05, False),
+    "quota": ({"quota": "4M"}, 1.5, True),
+    "clean": ({"quota": "24M"}, 3.0, True),
+    "big": ({"quota": "256M", "big_bytes": "4K"}, 1.0, False),
+    "fsync": ({"quota": "256M", "durability": "fsync"}, 0.5, False),
+    "nouring": ({"quota": "16M", "io_uring": "off"}, 1.0, True),
+    "uring": ({"quota": "256M", "io_uring": "on"}, 1.0, False),
+    "full": ({"quota": "256M"}, 1.0, True),
+    "damage": ({"quota": "256M"}, 0.3, False),
+}
 
 
-def put(path, data):
-    with open(path, "wb", buffering=0) as f:
-        view = memoryview(data)
-        while view:
-            view = view[f.write(view[:100_000]):]
+class Filler:
+    """Another process's file on the same disk: takes all that is free, or gives it back."""
 
+    def __init__(self, path):
+        self.path = path
 
-class Client:
-    """One client's keys: what is done (states), and what is being done (pending: {key: the state it will have})."""
+    def fill(self):
+        with open(self.path, "ab", buffering=0) as f:
+            for size in (1 << 20, 1 << 16, 1 << 12):
+                try:
+                    while f.write(bytes(size)) == size:
+                        pass
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
 
-    def __init__(self, number, states, version):
-        self.number = number
-        self.states = states
-        self.version = version
-        self.pending = {}
-
-    def path(self, top, key):
-        return os.path.join(top, f"client-{self.number}", f"{key % 7}", f"key-{key}")
-
-    def value(self, key, version):
-        return value_of(self.number, key, version)
-
-    def doing(self, key, state):
-        """From now until done() the key may be in its old state or in this one."""
-        self.pending = {key: state}
-
-    def done(self):
-        self.states.update(self.pending)
-        self.pending = {}
-
-    def change(self, top, rng):
-        """One random change of one key."""
-        key, kind = rng.randrange(KEYS), rng.random()
-        path = self.path(top, key)
-        self.version += 1
-        if kind < 0.35:
-            self.doing(key, self.version)
-            put(path, self.value(key, self.version))
-        elif kind < 0.65:
-            # The temporary name may stay behind as well; it is no key.
-            self.doing(key, self.version)
-            put(path + ".tmp", self.value(key, self.version))
-            os.rename(path + ".tmp", path)
-        elif kind < 0.75:
-            # Synced before it is closed: either may be the last thing that was done.
-            self.doing(key, self.version)
-            with open(path, "wb", buffering=0) as f:
-                f.write(self.value(key, self.version))
-                os.fsync(f.fileno())
-        elif kind < 0.9:
-            self.doing(key, ABSENT)
-            os.unlink(path)
-        else:
-            self.doing(key, TRUNCATED)
-            os.truncate(path, 0)
-        self.done()
-
-    def run(self, top, seed, at_quota):
-        """Changes until the daemon is gone: (states, pending, version, complaint or None)."""
-        rng = random.Random(seed)
-        complaint = None
-        while complaint is None:
-            try:
-                self.change(top, rng)
-            except FileNotFoundError:
-                complaint = self.miss(at_quota)
-            except OSError as error:
-                if error.errno in GONE:
-                    break
-                complaint = f"{errno.errorcode[error.errno]} in change {self.version} of client {self.number}"
-        return self.states, self.pending, self.version, complaint
-
-    def miss(self, at_quota):
-        """A change found nothing to work on: because there was nothing, or because it has been evicted."""
-        (key, state), = self.pending.items()
-        self.pending = {}
-        if state in (ABSENT, TRUNCATED):
-            was, self.states[key] = self.states.get(key, ABSENT), ABSENT
-            if was == ABSENT:
-                return None
-        return None if at_quota else f"client {self.number} key {key} was lost while the daemon ran"
-
-    def verify(self, top, at_quota):
-        """What is wrong after the crash, as texts; what is found becomes the state."""
-        wrong = []
-        for key in range(KEYS):
-            allowed = [self.states.get(key, ABSENT)] + ([self.pending[key]] if key in self.pending else [])
-            try:
-                with open(self.path(top, key), "rb") as f:
-                    found = f.read()
-            except FileNotFoundError:
-                if ABSENT not in allowed and not at_quota:
-                    wrong.append(f"client {self.number} key {key}: missing, should be version {allowed}")
-                self.states[key] = ABSENT
-                continue
-            states = [state for state in allowed if state != ABSENT and found == self.value(key, state)]
-            if states:
-                self.states[key] = states[0]
-            else:
-                wrong.append(f"client {self.number} key {key}: {len(found)} bytes {found[:40]!r}, allowed {allowed}")
-        self.pending = {}
-        return wrong
+    def give_back(self, size):
+        left = max(0, os.path.getsize(self.path) - size) if os.path.exists(self.path) else 0
+        with open(self.path, "ab") as f:
+            f.truncate(left)
 
 
 class Campaign:
-    """A store, its clients, and round after round of SIGKILL."""
+    """A store, its clients, and round after round of SIGKILL. counts: what has been done so far, by kind."""
 
-    def __init__(self, site, mount, clients, seed, at_quota):
-        self.site, self.mount, self.at_quota = site, mount, at_quota
-        self.rng = random.Random(seed)
-        self.clients = [Client(number, {}, 0) for number in range(clients)]
+    def __init__(self, site, mode, seed, clients=3):
+        options, scale, loses = MODES[mode]
+        self.site, self.mode = site, mode
+        self.rng = random.Random(f"{mode} {seed}")
+        self.counts = collections.Counter()
+        self.filler = None
+        store = None
+        if mode == "full":
+            disk = site.tmpfs("disk", "12M")
+            store = os.path.join(disk, "store")
+            self.filler = Filler(os.path.join(disk, "filler"))
+        self.mount = site.mount(start=False, store=store, **options)
+        self.start()
+        self.clients = [Client(n, scale, loses, mode == "full") for n in range(clients)]
         for client in self.clients:
-            for folder in range(7):
-                os.makedirs(os.path.join(mount.mnt, f"client-{client.number}", str(folder)))
+            prepare(client, self.mount.mnt)
+        self.start_seconds = 0.03
+        self.settled = self.settle() if mode == "damage" else None
+
+    def start(self):
+        """In uring mode the kernel must offer it, for as long as the mount takes."""
+        began = time.monotonic()
+        if self.mode != "uring":
+            self.mount.start()
+        else:
+            with open(URING_PARAMETER, "r+") as parameter:
+                before = parameter.read().strip()
+                try:
+                    parameter.write("Y")
+                    parameter.flush()
+                    self.mount.start()
+                finally:
+                    parameter.write(before)
+        self.start_seconds = time.monotonic() - began
+
+    # one round
 
     def round(self):
-        """Load, SIGKILL, check, remount, verification. Returns what was wrong."""
-        children = [Child(client.run, self.mount.mnt, self.rng.random(), self.at_quota) for client in self.clients]
-        until(time.monotonic() + self.rng.uniform(0.02, 0.6))
-        self.mount.kill(clear=False)
-        reports = [child.result(30) for child in children]
+        """Returns what was wrong, as texts."""
+        reports = self.load_and_kill()
         self.mount.clear()
-        wrong = [complaint for *_, complaint in reports if complaint]
-        for client, (states, pending, version, _) in zip(self.clients, reports):
-            client.states, client.pending, client.version = states, pending, version
-        checked = self.site.run([self.site.tool, "check", self.mount.store], 120)
-        if checked.returncode != 0:
-            wrong.append(f"larder check: {checked.returncode}\n{checked.stdout}{checked.stderr}")
-        self.mount.start()
-        for client in self.clients:
-            wrong += client.verify(self.mount.mnt, self.at_quota)
-        stats = self.mount.stats()
-        if stats["corrupt_records"]:
-            wrong.append(f"{stats['corrupt_records']} corrupt records")
+        wrong = [complaint for _, complaint in reports if complaint]
+        self.clients = [client for client, _ in reports]
+        wrong += self.read_logs()
+        if self.mode == "damage":
+            self.damage()
+        wrong += self.check()
+        for _ in range(self.rng.randrange(4) if self.rng.random() < 0.4 else 0):
+            self.kill_while_mounting()
+            self.counts["kills while mounting"] += 1
+            wrong += self.check()
+        self.keep_copy()
+        self.start()
+        if self.filler and self.mount.stats()["read_only"]:
+            self.mount.stop()
+            self.filler.give_back(2 << 20)
+            self.start()
+            self.counts["mounts read-only on a full disk"] += 1
+        wrong += self.verify()
+        if self.filler and self.rng.random() < 0.5:
+            self.filler.give_back(2 << 20)
+        self.counts["rounds"] += 1
         return wrong
+
+    def load_and_kill(self):
+        """Clients at work, then the daemon's end. Returns [(client, complaint or None)]."""
+        began = time.monotonic()
+        children = [Child(client.run, self.mount.mnt, self.rng.random()) for client in self.clients]
+        low, high = LOAD_SECONDS
+        until(began + low * (high / low) ** self.rng.random())
+        if self.filler:
+            self.fill_disk()
+        if self.rng.random() < 0.2:
+            self.stop_and_kill()
+        else:
+            self.mount.kill(clear=False)
+            self.counts["kills under load"] += 1
+        before = sum(client.changes for client in self.clients)
+        reports = [child.result(30) for child in children]
+        self.counts["changes"] += sum(client.changes for client, _ in reports) - before
+        return reports
+
+    def fill_disk(self):
+        for _ in range(self.rng.randrange(1, 4)):
+            self.filler.fill()
+            until(time.monotonic() + self.rng.uniform(0, 0.02))
+            if self.rng.random() < 0.5:
+                self.filler.give_back(self.rng.randrange(1 << 20))
+
+    def stop_and_kill(self):
+        """SIGTERM, and SIGKILL before it is done, if it is."""
+        process, self.mount.process = self.mount.process, None
+        os.kill(process.pid, signal.SIGTERM)
+        until(time.monotonic() + self.rng.uniform(0, 0.04))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            self.counts["kills while stopping"] += 1
+        else:
+            self.counts["orderly stops"] += 1
+        process.wait(Deadline(10).left())
+
+    def kill_while_mounting(self):
+        with open(os.path.join(self.site.logs, "killed.log"), "wb") as log:
+            process = subprocess.Popen(self.mount.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                       start_new_session=True, env=self.site.environment)
+        until(time.monotonic() + self.rng.uniform(0, 1.2 * self.start_seconds))
+        process.kill()
+        process.wait(Deadline(10).left())
+        self.mount.clear()
+
+    # what is looked at
+
+    def read_logs(self):
+        """Of the daemons that are gone; clean logs are removed."""
+        wrong = []
+        for path in self.mount.logs:
+            with open(path, errors="replace") as f:
+                wrong += [f"{os.path.basename(path)}: {line}" for line in logscan.findings(f.read(), self.allowed())]
+            if not wrong:
+                os.unlink(path)
+        if not wrong:
+            self.mount.logs.clear()
+            self.site.commands.clear()
+            self.site.processes.clear()
+        return wrong
+
+    def allowed(self):
+        if self.mode == "full":
+            return [r"No space left", r"host.*full", r"disk.*full"]
+        return [r"event=recovered", r"corrupt", r"damage"] if self.mode == "damage" else []
+
+    def check(self):
+        checked = self.site.run([self.site.tool, "check", self.mount.store], 120)
+        if checked.returncode == 0 or (self.mode == "damage" and checked.returncode == 1):
+            return []
+        return [f"larder check: {checked.returncode}\n{checked.stdout}{checked.stderr}"]
+
+    def keep_copy(self):
+        """The store as the remount finds it, for whoever looks into a failure."""
+        copy = os.path.join(self.site.workdir, "store.copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        if sum(os.lstat(p).st_blocks * 512 for p in corrupt.store_files(self.mount.store, "")
+               + corrupt.store_files(self.mount.store, "big")) < COPY_BYTES_MAX:
+            shutil.copytree(self.mount.store, copy, symlinks=True)
+
+    def verify(self):
+        if self.mode == "damage":
+            return self.verify_damaged()
+        wrong = [text for text in (verify(client, self.mount.mnt) for client in self.clients) if text]
+        stats = self.mount.stats()
+        wrong += [f"{stats[name]} {name}" for name in ("corrupt_records", "lost_values") if stats[name]]
+        return wrong
+
+    # damage between the crash and the remount
+
+    def settle(self):
+        """A directory that nobody changes any more, in a checkpoint."""
+        client = Client(99, 0.3)
+        prepare(client, self.mount.mnt)
+        child = Child(client.run, self.mount.mnt, self.rng.random())
+        until(time.monotonic() + 0.3)
+        self.mount.kill()
+        client, complaint = child.result()
+        assert complaint is None, complaint
+        self.start()
+        assert verify(client, self.mount.mnt) is None
+        for place, inode in client.state.names.items():
+            if client.state.nodes[inode].get("ttl") in ("1s", "2s"):
+                os.setxattr(os.path.join(client.folder(self.mount.mnt), client.state.path(place)), "user.larder.ttl", b"none")
+                client.state.nodes[inode] = {**client.state.nodes[inode], "ttl": "none", "maybe_gone": True}
+        self.mount.restart()
+        return client
+
+    def damage(self):
+        """Of one journal file that tells of what came after the checkpoint."""
+        kind = self.rng.choice((corrupt.flip, corrupt.cut, corrupt.zero, corrupt.garbage, corrupt.remove))
+        path = self.rng.choice(corrupt.store_files(self.mount.store, "journal-"))
+        kind(path, self.rng.random())
+        self.counts[f"journals damaged by {kind.__name__}"] += 1
+
+    def verify_damaged(self):
+        """What was settled is intact. Of what the journal told of, each value is one that was written, or a miss."""
+        wrong = [text for text in [verify(self.settled, self.mount.mnt)] if text]
+        for client in self.clients:
+            folder = client.folder(self.mount.mnt)
+            for path, found in scan(folder, damaged=True).items() if os.path.isdir(folder) else ():
+                if found.data and not client.is_own(found.data):
+                    wrong.append(f"client {client.number}: {path}: {len(found.data)} bytes {found.data[:32]!r}: nobody wrote that")
+            shutil.rmtree(folder, ignore_errors=True)
+        numbers = [client.number + 10 for client in self.clients]
+        self.clients = [Client(number % 1000 + 100, 0.3) for number in numbers]
+        for client in self.clients:
+            shutil.rmtree(client.folder(self.mount.mnt), ignore_errors=True)
+            prepare(client, self.mount.mnt)
+        return wrong
+
+
+def campaign_run(args, mode, seed, base):
+    """The rounds of one mode; None, or what was wrong."""
+    work = os.path.join(base, mode)
+    os.mkdir(work)
+    site = Site(work, os.path.abspath(args.build_dir), False, {})
+    wrong, began = ["it did not run"], time.monotonic()
+    counts = collections.Counter()
+    try:
+        campaign = Campaign(site, mode, seed, args.clients)
+        counts = campaign.counts
+        wrong = []
+        while not wrong and counts["rounds"] < args.rounds and (not args.until or time.time() < args.until):
+            wrong = campaign.round()
+    finally:
+        failed = bool(wrong)
+        wrong = wrong + site.finish(failed)
+        seconds = time.monotonic() - began
+        print(f"{mode}: seed {seed}, {seconds:.0f} s, {60 * counts['rounds'] / seconds:.0f} rounds/min: "
+              + ", ".join(f"{value} {name}" for name, value in sorted(counts.items())), flush=True)
+    for text in wrong:
+        print(f"WRONG: {text}", flush=True)
+    if not wrong:
+        shutil.rmtree(work)
+    return wrong
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build-dir", default="build")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--at-quota", action="store_true")
+    parser.add_argument("--rounds", type=int, default=200, help="per mode")
+    parser.add_argument("--repeat", type=int, default=1, help="the whole of it, each on a fresh store")
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--mode", default="plain,quota", help="comma-separated, or all")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--mount-options", default="")
+    parser.add_argument("--dir", default=None, help="where stores are kept (default: the temporary directory)")
+    parser.add_argument("--minutes", type=float, default=0, help="end each mode after its share of this")
     args = parser.parse_args()
-    base = tempfile.mkdtemp(prefix="larder-kill9-")
+    modes = list(MODES) if args.mode == "all" else args.mode.split(",")
+    base = tempfile.mkdtemp(prefix="larder-kill9-", dir=args.dir)
     os.chmod(base, 0o755)
-    work = os.path.join(base, "work")
-    os.mkdir(work)
-    extra = dict(word.partition("=")[::2] for word in args.mount_options.split(",") if word)
-    site = Site(work, os.path.abspath(args.build_dir), False, extra)
-    print(f"seed {args.seed}, work in {work}", flush=True)
-    wrong = ["it did not run"]
-    try:
-        mount = site.mount(quota="24M" if args.at_quota else "2G")
-        campaign = Campaign(site, mount, args.clients, args.seed, args.at_quota)
-        for number in range(args.rounds):
-            wrong = campaign.round()
+    wrong = []
+    for turn in range(args.repeat):
+        for mode in modes:
+            args.until = time.time() + 60 * args.minutes / len(modes) / args.repeat if args.minutes else 0
+            wrong = campaign_run(args, mode, args.seed + turn, base)
             if wrong:
+                print(f"again: {sys.argv[0]} --build-dir {args.build_dir} --mode {mode} --seed {args.seed + turn} "
+                      f"--rounds {args.rounds} --clients {args.clients} --repeat 20\nkept: {base}")
                 break
-            if number % 10 == 9:
-                print(f"round {number + 1}: {sum(c.version for c in campaign.clients)} changes so far", flush=True)
-    finally:
-        wrong = wrong + site.finish()
-        wrong += sweep(base)
-    for text in wrong:
-        print(f"WRONG: {text}")
-    if wrong:
-        print(f"kept: {work}")
+        if wrong:
+            break
+    left = sweep(base)
+    for text in left:
+        print(f"WRONG: left behind: {text}")
+    if wrong or left:
         return 1
     shutil.rmtree(base)
-    print(f"{args.rounds} rounds, nothing wrong")
     return 0
 
 
