@@ -739,6 +739,7 @@ static void rename_drop_target(struct larder *l, struct renaming *m, struct afte
     tree_unlink(l->tree, m->to);
     m->to = NULL;
     if (node_is_dir(m->over)) {
+        m->over->ctime_ns = cache_wall(l);
         node_unlinked(l, m->over);
         node_gone_if_unused(l, m->over);
     } else {

@@ -148,3 +148,15 @@ def test_opening_a_large_value_for_writing_changes_no_times(mount):
         os.close(os.open(m.path("key"), os.O_RDWR))
         assert reader.read(10) == random_bytes(1 << 20, 2)[:10]
         assert (os.stat(m.path("key")).st_mtime_ns, os.stat(m.path("key")).st_ctime_ns) == (1, ctime)
+
+
+def test_a_directory_replaced_by_rename_gets_a_new_ctime(mount):
+    m = mount()
+    os.mkdir(m.path("old"))
+    os.mkdir(m.path("new"))
+    fd = os.open(m.path("old"), os.O_PATH)
+    before = os.fstat(fd).st_ctime_ns
+    os.rename(m.path("new"), m.path("old"))
+    assert os.fstat(fd).st_nlink == 0
+    assert os.fstat(fd).st_ctime_ns > before
+    os.close(fd)
