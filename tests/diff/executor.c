@@ -4,8 +4,8 @@
  *
  *     diff_executor DIRECTORY [--passthrough] < operations > results
  *
- * --passthrough: an open that truncates closes what else is open of that file first. Who reads a value through the
- * kernel's passthrough keeps its old bytes when it is replaced; README.md says so.
+ * --passthrough: an open that truncates, and a truncation to nothing, closes what else is open of that file. Who reads a
+ * value through the kernel's passthrough keeps its old bytes when it is replaced; README.md says so.
  *
  * One operation per line, `name argument...`, separated by single blanks; one line of result each, in a form that does
  * not depend on the file system: errno by name, bytes as a hash, directory listings sorted, times as "changed since
@@ -211,13 +211,13 @@ static void unmap(struct map *m)
     }
 }
 
-/* What --passthrough asks for: see main. */
+/* What --passthrough asks for. Leaves fd itself open. */
 static void drop_readers(int fd)
 {
     struct stat st, other;
 
     for (unsigned i = 0; with_passthrough && fstat(fd, &st) == 0 && i < SLOTS; i++) {
-        if (slots[i] < 0 || fstat(slots[i], &other) < 0 || other.st_ino != st.st_ino || S_ISDIR(st.st_mode))
+        if (slots[i] < 0 || slots[i] == fd || fstat(slots[i], &other) < 0 || other.st_ino != st.st_ino || S_ISDIR(st.st_mode))
             continue;
         (void)close(slots[i]);
         slots[i] = -1;
@@ -409,16 +409,28 @@ static long op_seekdata(void)
 
 static long op_ftruncate(void)
 {
-    return result(ftruncate(fd_of(0), number(1)));
+    long r = result(ftruncate(fd_of(0), number(1)));
+
+    if (r == 0 && number(1) == 0)
+        drop_readers(fd_of(0));
+    return r;
 }
 
 static long op_truncate(void)
 {
     struct stat st;
+    long r;
+    int fd;
 
     if (stat(path_of(0), &st) == 0 && S_ISREG(st.st_mode) && st.st_size == number(1))
         return 0; /* ext4 gives it new times, tmpfs sometimes */
-    return result(truncate(path_of(0), number(1)));
+    r = result(truncate(path_of(0), number(1)));
+    fd = r == 0 && number(1) == 0 ? open(path_of(0), O_PATH | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        drop_readers(fd);
+        (void)close(fd);
+    }
+    return r;
 }
 
 static long op_fallocate(void)

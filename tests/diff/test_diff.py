@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Goal: no history of operations tells the mount from a local directory. Method: a slice of tests/diff/campaign: lists
 made up from seeds are done on both, by several users, from one process and from three, with the daemon stopped and killed
-in between; every result is compared. `tests/diff/campaign --seed N --turns 1` does one of them again."""
+in between; every result is compared. Storms have several processes on the same files. `tests/diff/campaign --seed N --turns 1` does one of them again."""
 
 import os
 import subprocess
@@ -24,12 +24,17 @@ def run_campaign(site, *words):
     pytest.param(("--seed", "20", "--turns", "2", "--restarts", "none", "--processes", "3"), id="three processes"),
 ])
 def test_campaign(site, words):
-    run_campaign(site, "--operations", "1000", *words)
+    run_campaign(site, "--kind", "lists", "--operations", "700", *words)
+
+
+@pytest.mark.parametrize("seed", [pytest.param("0", id="through the daemon"), pytest.param("2", id="with passthrough")])
+def test_storms(site, seed):
+    run_campaign(site, "--kind", "storms", "--storm-seconds", "0.3", "--seed", seed, "--turns", "1")
 
 
 def test_a_difference_is_found_and_cut_down(site):
     """The campaign can fail: a mount that is full differs from the directory beside it."""
-    result = site.run([sys.executable, CAMPAIGN, "--build-dir", site.build_dir, "--workdir", site.workdir, "--seed", "0",
+    result = site.run([sys.executable, CAMPAIGN, "--build-dir", site.build_dir, "--workdir", site.workdir, "--seed", "0", "--kind", "lists",
                        "--turns", "1", "--restarts", "none", "--processes", "1", "--operations", "1000",
                        "--mount-options", "quota=1M"], 110)
     assert result.returncode == 1
