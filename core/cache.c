@@ -105,11 +105,13 @@ static int check_dir(const char *path, int dir_fd, struct errtext *err)
 static int open_dir(const char *path, bool read_only, int *ret_fd, struct errtext *err)
 {
     const char *why;
-    int fd, r;
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), r;
 
-    if (!read_only && mkdir(path, 0700) < 0 && errno != EEXIST)
-        return errtext(err, -errno, "store %s: cannot be created: %s", path, strerror(errno));
-    fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT && !read_only) { /* asked for only when missing: it may wait for the device */
+        if (mkdir(path, 0700) < 0 && errno != EEXIST)
+            return errtext(err, -errno, "store %s: cannot be created: %s", path, strerror(errno));
+        fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    }
     if (fd < 0) {
         struct stat st;
         r = -errno;
@@ -165,7 +167,10 @@ static int take_lock(struct larder *l, const char *path, struct errtext *err)
     size_t got = 0;
     int r;
 
-    l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_NONBLOCK, 0600);
+    /* Without O_CREAT first: that would wait for a device that takes no writes, where "in use" is the answer. */
+    l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_NONBLOCK, 0600);
+    if (l->lock_fd == -ENOENT)
+        l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_NONBLOCK, 0600);
     if (l->lock_fd < 0)
         return errtext(err, l->lock_fd, "store %s: LOCK: %s", path, strerror(-l->lock_fd));
     r = io_lock(l->io, l->lock_fd);

@@ -87,6 +87,24 @@ void larder_space(struct larder *l, struct larder_space *ret_space)
     lock_give(&l->lock);
 }
 
+void larder_probe(struct larder *l)
+{
+    struct store_usage usage;
+
+    CHECK_OBJ(l, LARDER_MAGIC);
+    lock_take(&l->lock);
+    lock_give(&l->lock);
+    store_usage(l->store, &usage);
+    (void)journal_last_seq(l->journal); /* only its lock is wanted */
+}
+
+void larder_report_stuck(struct larder *l, uint64_t newly_stuck, uint64_t worst_ns)
+{
+    CHECK_OBJ(l, LARDER_MAGIC);
+    COUNT_ADD(l, stuck_requests, newly_stuck);
+    atomic_store_explicit(&l->counters.stuck_ns, worst_ns, memory_order_relaxed);
+}
+
 void larder_count_latency(struct larder *l, enum larder_op op, uint64_t ns)
 {
     unsigned bucket = ns < 512 ? 0 : (63u - (unsigned)__builtin_clzll(ns)) - 8u;

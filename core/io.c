@@ -4,7 +4,7 @@
  *
  * The table's functions are one call each: EINTR retried, errno turned into -errno, nothing else. What a
  * short count means is decided in the helpers: at the end of a file it is -ENODATA, in a write it is
- * continued until the kernel says why it stopped.
+ * continued until the kernel says why it stopped. The helpers say in progress.h what they wait for.
  *
  * What may never happen: a short read taken for a whole one; a write of 0 bytes retried for ever.
  */
@@ -21,6 +21,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "progress.h"
 #include "util.h"
 
 #define ST_BLOCK_BYTES 512u /* unit of st_blocks, whatever the file system's block is */
@@ -264,7 +265,7 @@ struct io io_posix = {.ops = &posix_ops};
 
 int io_open(struct io *io, int dir_fd, const char *name, int flags, mode_t mode)
 {
-    return io->ops->openat(io, dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, mode);
+    return PROGRESS("open", io->ops->openat(io, dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, mode));
 }
 
 void io_close(struct io *io, int fd)
@@ -305,7 +306,7 @@ int io_read_upto(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset
     size_t done = 0;
 
     while (done < bytes) {
-        ssize_t n = io->ops->pread(io, fd, (uint8_t *)buf + done, bytes - done, offset + done);
+        ssize_t n = PROGRESS("pread", io->ops->pread(io, fd, (uint8_t *)buf + done, bytes - done, offset + done));
         if (n < 0)
             return (int)n;
         if (n == 0)
@@ -321,7 +322,7 @@ int io_write_full(struct io *io, int fd, const void *buf, size_t bytes, uint64_t
     size_t done = 0;
 
     while (done < bytes) {
-        ssize_t n = io->ops->pwrite(io, fd, (const uint8_t *)buf + done, bytes - done, offset + done);
+        ssize_t n = PROGRESS("pwrite", io->ops->pwrite(io, fd, (const uint8_t *)buf + done, bytes - done, offset + done));
         if (n < 0)
             return (int)n;
         if (n == 0)
@@ -333,79 +334,79 @@ int io_write_full(struct io *io, int fd, const void *buf, size_t bytes, uint64_t
 
 int io_truncate(struct io *io, int fd, uint64_t bytes)
 {
-    return io->ops->ftruncate(io, fd, bytes);
+    return PROGRESS("ftruncate", io->ops->ftruncate(io, fd, bytes));
 }
 
 int io_allocate(struct io *io, int fd, int mode, uint64_t offset, uint64_t bytes)
 {
-    return io->ops->fallocate(io, fd, mode, offset, bytes);
+    return PROGRESS("fallocate", io->ops->fallocate(io, fd, mode, offset, bytes));
 }
 
 int io_punch(struct io *io, int fd, uint64_t offset, uint64_t bytes)
 {
-    int r = io->ops->fallocate(io, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+    int r = PROGRESS("fallocate", io->ops->fallocate(io, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes));
 
     return r == -ENOSYS ? -EOPNOTSUPP : r;
 }
 
 int io_sync_data(struct io *io, int fd)
 {
-    return io->ops->fdatasync(io, fd);
+    return PROGRESS("fdatasync", io->ops->fdatasync(io, fd));
 }
 
 int io_sync_file(struct io *io, int fd)
 {
-    return io->ops->fsync(io, fd);
+    return PROGRESS("fsync", io->ops->fsync(io, fd));
 }
 
 int io_sync_dir(struct io *io, int dir_fd)
 {
-    return io->ops->fsync(io, dir_fd);
+    return PROGRESS("fsync", io->ops->fsync(io, dir_fd));
 }
 
 int io_rename(struct io *io, int dir_fd, const char *from, const char *to)
 {
-    return io->ops->renameat(io, dir_fd, from, to);
+    return PROGRESS("rename", io->ops->renameat(io, dir_fd, from, to));
 }
 
 int io_unlink(struct io *io, int dir_fd, const char *name)
 {
-    return io->ops->unlinkat(io, dir_fd, name, 0);
+    return PROGRESS("unlink", io->ops->unlinkat(io, dir_fd, name, 0));
 }
 
 int io_rmdir(struct io *io, int dir_fd, const char *name)
 {
-    return io->ops->unlinkat(io, dir_fd, name, AT_REMOVEDIR);
+    return PROGRESS("unlink", io->ops->unlinkat(io, dir_fd, name, AT_REMOVEDIR));
 }
 
 int io_mkdir(struct io *io, int dir_fd, const char *name, mode_t mode)
 {
-    return io->ops->mkdirat(io, dir_fd, name, mode);
+    return PROGRESS("mkdir", io->ops->mkdirat(io, dir_fd, name, mode));
 }
 
 int io_stat(struct io *io, int fd, struct stat *ret_st)
 {
-    return io->ops->fstat(io, fd, ret_st);
+    return PROGRESS("fstat", io->ops->fstat(io, fd, ret_st));
 }
 
 int io_stat_at(struct io *io, int dir_fd, const char *name, struct stat *ret_st)
 {
-    return io->ops->fstatat(io, dir_fd, name, ret_st);
+    return PROGRESS("stat", io->ops->fstatat(io, dir_fd, name, ret_st));
 }
 
 int io_list(struct io *io, int dir_fd, io_visit visit, void *ctx)
 {
-    return io->ops->list(io, dir_fd, visit, ctx);
+    return PROGRESS("readdir", io->ops->list(io, dir_fd, visit, ctx));
 }
 
 int io_seek(struct io *io, int fd, uint64_t offset, int whence, uint64_t *ret_offset)
 {
-    return io->ops->seek(io, fd, offset, whence, ret_offset);
+    return PROGRESS("lseek", io->ops->seek(io, fd, offset, whence, ret_offset));
 }
 
 int io_space(struct io *io, int fd, struct io_space *ret_space)
 {
-    return io->ops->statfs(io, fd, ret_space);
+    return PROGRESS("statfs", io->ops->statfs(io, fd, ret_space));
 }
 
 int io_lock(struct io *io, int fd)

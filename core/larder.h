@@ -205,6 +205,18 @@ int larder_subtree(struct larder *l, uint64_t directory, struct larder_subtree *
 void larder_count_latency(struct larder *l, enum larder_op op, uint64_t ns);
 void larder_count_error(struct larder *l, int error);
 
+/* Supervision. What the calling thread waits for in the store's file system, and how often it got on, is left in *p from
+ * now on; NULL ends it. p outlives that. */
+struct larder_progress {
+    _Atomic uint64_t steps;        /* system calls on the store that returned */
+    const char *_Atomic waits_in;  /* name of the one under way, NULL: none */
+};
+void larder_set_progress(struct larder_progress *p);
+/* Returns once each of the locks that every request needs could be had: none is held for good. */
+void larder_probe(struct larder *l);
+/* For .stats: requests that newly make no progress, and how long the worst under way has made none. */
+void larder_report_stuck(struct larder *l, uint64_t newly_stuck, uint64_t worst_ns);
+
 /* The stream of what left and why: text lines "SECONDS.MILLIS reason bytes path\n" (path with \\ooo escapes for bytes
  * below 0x21, backslash and 0x7f..). Positions count bytes since mount; the oldest kept are forgotten past 1 MiB.
  * Copies up to `bytes` from *position on (moved forward if it was forgotten); *ret_bytes 0: nothing newer yet. */

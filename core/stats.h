@@ -56,6 +56,8 @@
     X(COUNTER, COUNT, errors_eio, "requests answered EIO")                                                   \
     X(COUNTER, COUNT, errors_other, "requests answered another unexpected error")                            \
     X(COUNTER, COUNT, stalls, "writes that had to wait for eviction")                                        \
+    X(COUNTER, COUNT, stuck_requests, "requests that made no progress for so long that the watchdog told of it")   \
+    X(GAUGE, NS, stuck_ns, "how long the request that is stuck longest has made no progress; 0: none is")           \
     X(GAUGE, COUNT, read_only, "1 after a failed journal write: the mount serves, but takes nothing new")    \
     X(GAUGE, NS, uptime_ns, "time since mount")
 

@@ -556,14 +556,12 @@ void store_usage(struct store *st, struct store_usage *ret_usage)
         .dead_bytes = disk_bytes > st->live_bytes ? disk_bytes - st->live_bytes : 0,
         .live_bytes = st->live_bytes,
         .big_bytes = atomic_load(&st->big_bytes),
+        .big_count = atomic_load(&st->big_count), /* its lock is held across mkdir: numbers must not wait for the device */
         .segment_count = st->segment_count,
         .punches = st->punches,
         .segments_unlinked = st->segments_unlinked,
     };
     lock_give(&st->lock);
-    lock_take(&st->dirs_lock);
-    ret_usage->big_count = st->big_count;
-    lock_give(&st->dirs_lock);
 }
 
 struct quota *store_quota(struct store *st)

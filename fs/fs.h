@@ -25,6 +25,7 @@ struct confine_report;
 struct fs_options;
 struct handles;
 struct notify;
+struct watchdog;
 struct worker;
 
 #define NS_PER_S 1000000000ull
@@ -70,6 +71,7 @@ struct fs {
     struct fuse_session *session;   /* (c) */
     struct notify *notify;          /* (c) */
     struct worker *worker;          /* (c) */
+    struct watchdog *watchdog;      /* (c) */
     struct handles *handles;        /* (c) */
     uint32_t uid, gid;              /* (c) of the mount's owner, for virtual files */
     int64_t start_wall_ns;          /* (c) times of virtual files */

@@ -13,6 +13,7 @@
 #include "fs/handle.h"
 #include "fs/options.h"
 #include "fs/virtual.h"
+#include "fs/watchdog.h"
 
 #define OPS_NAME_MAX 255
 #define OPS_TARGET_BYTES 4096
@@ -21,10 +22,12 @@
 
 void ops_defer(const struct call *c, struct worker_job *job)
 {
-    if (atomic_load(&c->fs->stopping))
+    if (atomic_load(&c->fs->stopping)) {
         job->run(job);
-    else
-        worker_submit(c->fs->worker, job);
+        return;
+    }
+    job->progress = watchdog_leave(c->watch);
+    worker_submit(c->fs->worker, job);
 }
 
 /* What no name may be made, removed or renamed by: -ENAMETOOLONG, -EPERM; 0 when it may. */

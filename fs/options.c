@@ -16,6 +16,8 @@
 #include "fs/fs.h"
 #include "fs/mountpoint.h"
 
+#define OPTIONS_WATCHDOG_NS (600 * NS_PER_S) /* "10m" below */
+
 struct options_spec {
     const char *name;
     const char *form;  /* accepted value, or NULL for a flag */
@@ -198,6 +200,21 @@ static int options_set_threads(struct fs_options *o, const char *value)
     return 0;
 }
 
+static int options_set_watchdog(struct fs_options *o, const char *value)
+{
+    uint64_t ns;
+    int r = strcmp(value, "off") == 0 ? 0 : larder_parse_age(value, &ns);
+
+    if (r < 0)
+        return r;
+    if (strcmp(value, "off") == 0 || ns == LARDER_NEVER)
+        ns = 0;
+    else if (ns < NS_PER_S)
+        return -ERANGE;
+    o->watchdog_ns = ns;
+    return 0;
+}
+
 static int options_set_log_level(struct fs_options *o, const char *value)
 {
     static const char *const words[] = {"error", "warning", "info", "debug", NULL};
@@ -287,6 +304,8 @@ static const struct options_spec options_specs[] = {
      "the daemon makes no system calls but those it needs", options_set_seccomp},
     {"threads", "threads=8 (1 to 1024)", "a number", "10", "threads that serve /dev/fuse",
      options_set_threads},
+    {"watchdog", "watchdog=10m, watchdog=off (1s or more)", "an age", "10m",
+     "a request without progress for so long ends the daemon, so that its client gets an error", options_set_watchdog},
     {"log_level", "log_level=error, warning, info or debug", "a log level", "info", "how much is logged",
      options_set_log_level},
     {"fsname", "fsname=NAME", "a name", "the store's path", "first field of /proc/mounts",
@@ -323,7 +342,7 @@ static const char *const options_dropped[] = {
 
 void options_init(struct fs_options *o)
 {
-    *o = (struct fs_options){.log_level = LARDER_LOG_INFO};
+    *o = (struct fs_options){.log_level = LARDER_LOG_INFO, .watchdog_ns = OPTIONS_WATCHDOG_NS};
     larder_options_init(&o->core);
     text_add(&o->kernel, ",nosuid,nodev");
 }

@@ -31,6 +31,7 @@ struct fs_options {
     enum tri io_uring, passthrough;
     enum tri confine[CONFINE_MEASURES];
     unsigned threads; /* 0: libfuse's choice */
+    uint64_t watchdog_ns; /* 0: off */
     enum larder_log_level log_level;
     bool allow_other, allow_root, nonempty;
     bool foreground, debug;

@@ -13,6 +13,7 @@
 #include <sys/sysmacros.h>
 
 #include "fs/virtual.h"
+#include "fs/watchdog.h"
 
 #define REPLY_EARLY_NS (20 * NS_PER_MS)
 #define REPLY_FOREVER_S 1e9 /* 31 years; the kernel caps what does not fit its ticks */
@@ -26,6 +27,7 @@ struct call call_begin(fuse_req_t req, enum larder_op op)
     if (!atomic_load_explicit(&c.fs->uring_seen, memory_order_relaxed) && fuse_req_is_uring(req))
         atomic_store(&c.fs->uring_seen, true);
 #endif
+    c.watch = watchdog_begin(c.fs->watchdog, larder_op_names[op], (int)fuse_req_ctx(req)->pid, c.start_ns);
     c.gone_seq = atomic_load_explicit(&c.fs->gone_seq, memory_order_acquire);
     return c;
 }
@@ -33,6 +35,7 @@ struct call call_begin(fuse_req_t req, enum larder_op op)
 void reply_count(const struct call *c)
 {
     larder_count_latency(c->fs->larder, c->op, mono_ns() - c->start_ns);
+    watchdog_end(c->watch);
 }
 
 /* What clients get in the course of ordinary life. ENOSPC and EIO, and what is not here, are counted. */
@@ -61,6 +64,7 @@ void reply_error(const struct call *c, int r)
 
 void reply_none(const struct call *c)
 {
+    watchdog_end(c->watch);
     fuse_reply_none(c->req);
 }
 

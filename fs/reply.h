@@ -9,12 +9,15 @@
 
 #include "fs/fs.h"
 
+struct watchdog_slot;
+
 struct call {
     struct fs *fs;
     fuse_req_t req;
     enum larder_op op;
     uint64_t start_ns;
     uint64_t gone_seq; /* fs->gone_seq before the engine was asked */
+    struct watchdog_slot *watch;
 };
 
 struct call call_begin(fuse_req_t req, enum larder_op op);
@@ -38,5 +41,5 @@ bool reply_create(const struct call *c, const struct larder_attr *attr, const st
 void reply_fill_entry(const struct call *c, const struct larder_attr *attr,
                       struct fuse_entry_param *ret_entry);
 void reply_fill_stat(const struct larder_attr *attr, struct stat *ret_stat);
-/* Counts latency for an answer sent by other means. */
+/* For an answer sent by other means, just before it is: counts latency, and ends the watch. */
 void reply_count(const struct call *c);

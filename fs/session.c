@@ -21,10 +21,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "fs/confine.h"
@@ -34,6 +32,8 @@
 #include "fs/mountpoint.h"
 #include "fs/notify.h"
 #include "fs/ops.h"
+#include "fs/sdnotify.h"
+#include "fs/watchdog.h"
 
 #define SESSION_URING_PARAMETER "/sys/module/fuse/parameters/enable_uring"
 #define SESSION_URING_DEPTH 32     /* requests under way per core, those that wait in workers included */
@@ -184,27 +184,6 @@ void session_init(void *userdata, struct fuse_conn_info *conn)
 
 /* ---- threads beside the loop ---- */
 
-static void session_sd_notify(const char *state)
-{
-    const char *path = getenv("NOTIFY_SOCKET");
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    size_t bytes = path ? strlen(path) : 0;
-    int fd;
-
-    if (bytes == 0 || bytes >= sizeof(addr.sun_path) || (path[0] != '/' && path[0] != '@'))
-        return;
-    memcpy(addr.sun_path, path, bytes);
-    if (path[0] == '@')
-        addr.sun_path[0] = '\0';
-    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return;
-    if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (const struct sockaddr *)&addr,
-               (socklen_t)(offsetof(struct sockaddr_un, sun_path) + bytes)) < 0)
-        log_line(LARDER_LOG_WARNING, "event=sd_notify_failed error=%d", errno);
-    (void)close(fd);
-}
-
 static void session_sleep_ms(unsigned ms)
 {
     struct timespec ts = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
@@ -233,11 +212,12 @@ static void session_stop(struct session *s)
     struct fs *fs = &s->fs;
     int r;
 
-    session_sd_notify("STOPPING=1");
+    sdnotify_send("STOPPING=1\nSTATUS=writing what is left");
     r = helper_detach(s->helper);
     if (r < 0)
         log_line(LARDER_LOG_WARNING, "event=unmount_failed error=%d", -r);
     atomic_store(&fs->stopping, true);
+    watchdog_stopping(fs->watchdog);
     notify_stop(fs->notify);
     worker_drain(fs->worker);
     session_end_loop(s);
@@ -308,7 +288,8 @@ static void session_announce(struct session *s)
              log_quote(s->fs.opts->mountpoint, mountpoint, sizeof(mountpoint)),
              atomic_load(&s->fs.uring_seen) ? "on" : "off", s->fs.passthrough.active ? "on" : "off",
              LARDER_VERSION, fuse_pkgversion());
-    session_sd_notify("READY=1");
+    sdnotify_send("READY=1\nMAINPID=%d\nSTATUS=serving %s from %s", (int)getpid(), s->fs.opts->mountpoint,
+                  s->fs.opts->store);
     if (s->ready_fd >= 0 && write(s->ready_fd, "R", 1) != 1)
         log_line(LARDER_LOG_WARNING, "event=parent_gone");
     if (!s->fs.opts->foreground) {
@@ -331,6 +312,8 @@ static void *session_ready_main(void *arg)
         r = notify_start(s->fs.notify);
     if (r == 0)
         r = larder_start(s->fs.larder);
+    if (r == 0)
+        r = watchdog_start(s->fs.watchdog);
     if (r == 0) {
         session_announce(s);
         return NULL;
@@ -403,6 +386,8 @@ static int session_open_engine(struct session *s)
         r = worker_new(&s->fs.worker);
     if (r == 0)
         r = notify_new(&s->fs, &s->fs.notify);
+    if (r == 0)
+        r = watchdog_new(&s->fs, s->fs.opts->watchdog_ns, &s->fs.watchdog);
     if (r < 0)
         return session_fail("out of memory", NULL);
     for (unsigned waited_ms = 0;; waited_ms += SESSION_BUSY_STEP_MS) {
@@ -459,8 +444,9 @@ __attribute__((noreturn)) static void session_die(struct session *s)
 static void session_end(struct session *s)
 {
     (void)pthread_join(s->ready_thread, NULL);
-    session_sd_notify("STOPPING=1");
+    sdnotify_send("STOPPING=1\nSTATUS=writing what is left");
     atomic_store(&s->fs.stopping, true);
+    watchdog_stopping(s->fs.watchdog);
     notify_stop(s->fs.notify);
     if (s->device[0])
         (void)helper_detach(s->helper); /* an aborted connection leaves a dead mount */
@@ -470,14 +456,12 @@ static void session_end(struct session *s)
 static int session_confine(struct session *s)
 {
     const struct fs_options *o = s->fs.opts;
-    const char *notify = getenv("NOTIFY_SOCKET");
     struct confine_plan plan = {
         .store = o->store,
         .sys_admin = !session_passthrough_obstacle(o, NULL) &&
                      confine_kernel_has_passthrough(fuse_session_fd(s->fs.session)),
         .io_uring = s->io_uring_asked,
-        .datagrams = !o->foreground || notify,
-        .abstract_socket = notify && notify[0] == '@',
+        .datagrams = !o->foreground || sdnotify_is_open(),
     };
     enum confine_measure failed;
     char option[64];
@@ -514,8 +498,20 @@ static int session_serve(struct session *s)
     return r != 0 || atomic_load(&s->failed) ? SESSION_EXIT_FAILED : 0;
 }
 
+/* Watched like a request: on a device that does not answer it would never end. */
+static int session_close_engine(struct session *s)
+{
+    struct watchdog_slot *watch =
+        s->fs.watchdog ? watchdog_begin(s->fs.watchdog, "stop", (int)getpid(), mono_ns()) : NULL;
+    int r = larder_close(s->fs.larder);
+
+    watchdog_end(watch);
+    return r;
+}
+
 static void session_free(struct session *s)
 {
+    watchdog_free(s->fs.watchdog);
     notify_free(s->fs.notify);
     worker_free(s->fs.worker);
     handles_free(s->fs.handles);
@@ -543,6 +539,7 @@ int session_run(const struct fs_options *o, int ready_fd)
     session_set_signals();
     r = helper_start(o->mountpoint, &s->helper);
     code = r < 0 ? session_fail("no process to be had", strerror(-r)) : session_decide_uring(s);
+    sdnotify_open();
     if (code == 0)
         code = session_open_engine(s);
     if (code == 0)
@@ -554,7 +551,7 @@ int session_run(const struct fs_options *o, int ready_fd)
     if (s->fs.session)
         fuse_session_destroy(s->fs.session); /* closes /dev/fuse; the mount is off the tree already */
     handle_free_all();
-    r = s->fs.larder ? larder_close(s->fs.larder) : 0;
+    r = s->fs.larder ? session_close_engine(s) : 0;
     if (r < 0) {
         log_line(LARDER_LOG_ERROR, "event=close_failed error=%d", -r);
         code = SESSION_EXIT_FAILED;

@@ -67,7 +67,9 @@ static void *worker_main(void *arg)
         w->queued--;
         w->busy++;
         (void)pthread_mutex_unlock(&w->lock);
+        larder_set_progress(job->progress);
         job->run(job);
+        larder_set_progress(NULL);
         (void)pthread_mutex_lock(&w->lock);
         w->busy--;
         if (!w->head && w->busy == 0)
@@ -104,8 +106,10 @@ void worker_submit(struct worker *w, struct worker_job *job)
         (void)pthread_cond_signal(&w->wake); /* keeps W1 */
     }
     (void)pthread_mutex_unlock(&w->lock);
-    if (inline_run)
+    if (inline_run) {
+        larder_set_progress(job->progress);
         job->run(job);
+    }
 }
 
 void worker_drain(struct worker *w)

@@ -7,11 +7,13 @@
  */
 #pragma once
 
+struct larder_progress;
 struct worker;
 
 /* First member of what a caller queues; run() owns the job from then on and frees it. */
 struct worker_job {
     struct worker_job *next;
+    struct larder_progress *progress; /* where the thread leaves how it gets on; NULL: nowhere */
     void (*run)(struct worker_job *job);
 };
 

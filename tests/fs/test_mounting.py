@@ -173,7 +173,7 @@ BAD_OPTIONS = [
     ("ttl=soon", "ttl", "age"), ("ttl=5", None, None), ("idle=1y", "idle", "age"), ("max_entries=many", "max_entries", "number"),
     ("min_free=150%", "min_free", "size"), ("compress=zip", "compress", "auto"), ("big_bytes=1", "big_bytes", "4KiB"),
     ("big_bytes=1G", "big_bytes", "4MiB"), ("durability=maybe", "durability", "close"), ("io_uring=perhaps", "io_uring", "auto"),
-    ("passthrough=2", "passthrough", "auto"), ("threads=0", "threads", "1"), ("threads=x", "threads", "number"),
+    ("passthrough=2", "passthrough", "auto"), ("threads=0", "threads", "1"), ("watchdog=0", "watchdog", "1s"), ("watchdog=never", "watchdog", "off"), ("threads=x", "threads", "number"),
     ("log_level=loud", "log_level", "debug"), ("ro=yes", "ro", "no value"), ("nonsense", "nonsense", "unknown"),
     ("qouta=1G", "qouta", "unknown"), ("QUOTA=1G", "QUOTA", "unknown"),
 ]
@@ -195,7 +195,7 @@ def test_option(site, mount, text, name, form):
 
 
 GOOD_OPTIONS = ["quota=500M", "quota=1GiB", "quota=1.5G", "quota=2000000", "max_entries=0", "min_free=1%", "min_free=10M",
-                "ttl=90", "ttl=1h30m", "ttl=none", "idle=2w", "big_bytes=64K", "threads=1", "log_level=debug", "noatime",
+                "ttl=90", "ttl=1h30m", "ttl=none", "idle=2w", "big_bytes=64K", "threads=1", "watchdog=1h", "watchdog=off", "log_level=debug", "noatime",
                 "nosuid,nodev", "defaults,_netdev,nofail,x-systemd.automount", "fsname=name", "rw", "io_uring=off",
                 "passthrough=off", "durability=fsync", "compress=none"]
 
@@ -214,7 +214,7 @@ def test_long_options_and_help(site, mount):
     shown = site.run([site.daemon, "--help"])
     assert shown.returncode == 0
     for name in ("quota", "max_entries", "min_free", "ttl", "idle", "compress", "big_bytes", "durability", "io_uring",
-                 "passthrough", "ro", "threads", "log_level"):
+                 "passthrough", "ro", "threads", "watchdog", "log_level"):
         assert name in shown.stdout
     shown = site.run([site.daemon, "-V"])
     assert shown.returncode == 0 and re.search(r"larder \d+\.\d+", shown.stdout)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 
 from harness import logscan, sysx
+from harness.frozen import LoopDisk
 from harness.procs import Child
 from harness.wait import Deadline, DeadlinePassed, eventually
 
@@ -327,6 +328,7 @@ class Site:
         self.commands = []
         self.processes = []
         self.tmpfs_points = []
+        self.loop_disks = []
         self.notes = []
         self.aborted = False
         here = os.path.dirname(os.path.abspath(__file__))
@@ -377,6 +379,12 @@ class Site:
         self.tmpfs_points.append(point)
         return point
 
+    def loop_disk(self, name, size=64 << 20):
+        """A file system on a device of its own, which can be frozen and unmounted."""
+        disk = LoopDisk(os.path.join(self.workdir, f"{name}.img"), os.path.join(self.workdir, name), size)
+        self.loop_disks.append(disk)
+        return disk
+
     def abort_connection(self, minor):
         """Writes to the connection's `abort`, through a control file system mounted for the moment."""
         control = os.path.join(self.workdir, "fusectl")
@@ -394,6 +402,8 @@ class Site:
     def abort_all(self):
         """The test has run too long: stacks first, then everything ends."""
         self.aborted = True
+        for disk in self.loop_disks:
+            disk.thaw()
         for mount in self.mounts:
             mount.dump_stacks()
             mount.abort()
@@ -403,6 +413,8 @@ class Site:
 
     def finish(self, failed=False):
         """Teardown: problems found, nothing left running or mounted."""
+        for disk in self.loop_disks:
+            disk.thaw()
         problems = [f"the test left its process {name} running" for name in Child.kill_all()]
         for process in self.processes:
             if process.poll() is None:
@@ -413,6 +425,8 @@ class Site:
             problems += mount.finish(failed)
         for point in reversed(self.tmpfs_points):
             sysx.umount(point, sysx.MNT_DETACH)
+        for disk in reversed(self.loop_disks):
+            disk.finish()
         return problems
 
     def keep_evidence(self, nodeid):

@@ -17,7 +17,7 @@ LAYERS = [
     ("evict", "expire", "policy"),
     ("tree", "names", "content", "stage", "store", "journal", "checkpoint"),
     ("codec", "format"),
-    ("io", "clock", "lock", "log", "util", "quota", "stats", "text", "slab"),
+    ("io", "clock", "lock", "log", "util", "quota", "stats", "text", "slab", "progress"),
 ]
 
 #: Includes against the order, each with its reason.
