@@ -399,6 +399,7 @@ static int open_parts(struct larder *l, struct journal_replay *replay, struct er
                                   .segment_fds_max = 256,
                                   .read_only = l->opts.read_only};
     struct journal_options jopts = {.store_id = l->store_id,
+                                    .boot_id = l->boot_id,
                                     .emergency_bytes = l->opts.quota_bytes == 0 ? 0 : EMERGENCY_BYTES,
                                     .read_only = l->opts.read_only};
     int r;
@@ -426,7 +427,7 @@ static void log_start(struct larder *l, const struct journal_replay *replay)
     log_begin(l);
     if (record_add_boot(&l->rb, l->boot_id, cache_now(l)) < 0)
         atomic_store(&l->rb_failed, true);
-    if (replay->entries == 0)
+    if (replay->entries == 0 || replay->lost)
         log_node(l, tree_slot(l->tree, NODE_ROOT_SLOT));
     seq = log_end(l);
     lock_give(&l->lock);
@@ -485,6 +486,9 @@ static int bring_up(struct larder *l, const char *path, struct errtext *err)
     atomic_store(&l->counters.replay_entries, replay.entries);
     atomic_store(&l->counters.clean_start, replay.clean || replay.entries == 0);
     cache_update_min_free(l);
+    if (replay.lost)
+        cache_logf(l, LARDER_LOG_WARNING,
+                   "event=index_damaged consequence=\"what the keys were last cannot be known: every key is a miss\"");
     if (!l->opts.read_only)
         log_start(l, &replay);
     cache_logf(l, LARDER_LOG_INFO, "event=opened entries=%llu replay_ms=%llu clean=%d corrupt=%llu torn_bytes=%llu",

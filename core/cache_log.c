@@ -92,6 +92,7 @@ void log_unname(struct larder *l, const struct dentry *d)
 
     dentry_to_image(l, d, &image);
     log_check(l, record_add_unname(&l->rb, image.parent, image.name, image.name_bytes));
+    record_changes(&l->rb, image.node);
 }
 
 void log_touch(struct larder *l, const struct node *dir)

@@ -166,6 +166,24 @@ static void apply_touch(struct larder *l, uint64_t id, int64_t changed_ns)
         n->mtime_ns = n->ctime_ns = changed_ns;
 }
 
+/* Records are missing that changed these nodes: whatever they are now, it is not what the log says. What is below a
+ * directory in doubt may be somewhere else, or somebody else's. */
+static void apply_recall(struct larder *l, const uint8_t *nodes, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct node *n = tree_node(l->tree, recall_node(nodes, i));
+
+        if (!n)
+            continue;
+        if (node_slot(l->tree, n) != NODE_ROOT_SLOT) {
+            drop_node(l, n);
+            continue;
+        }
+        while (n->first_child)
+            tree_unlink(l->tree, tree_dentry(l->tree, n->first_child));
+    }
+}
+
 int cache_apply(void *ctx, const struct entry_view *e)
 {
     struct larder *l = ctx;
@@ -198,6 +216,9 @@ int cache_apply(void *ctx, const struct entry_view *e)
         break;
     case ENTRY_TOUCH:
         apply_touch(l, e->touch.directory, e->touch.changed_ns);
+        break;
+    case ENTRY_RECALL:
+        apply_recall(l, e->recall.nodes, e->recall.count);
         break;
     }
     return r == -ENOMEM ? r : 0; /* anything else is damage: that entry counts for nothing */

@@ -29,6 +29,8 @@ static int entry_take(const struct record_view *view, uint32_t *offset, struct e
 #define USE_ITEM_BYTES 20u
 #define BOOT_BODY_BYTES 24u
 #define TOUCH_BODY_BYTES 16u
+#define RECALL_BODY_BYTES 8u /* and the nodes */
+#define RECALL_NODE_BYTES 8u
 #define END_BODY_BYTES 65u
 #define VALUE_BYTES 48u  /* struct value as packed inside NODE, from offset 80 */
 #define VALUE_OFFSET 80u /* in a NODE body */
@@ -511,12 +513,27 @@ int record_begin(struct record_buffer *rb)
     rb->entry_count = 0;
     rb->node_count = 0;
     rb->name_count = 0;
+    rb->changed_count = 0;
     r = record_buffer_grow(rb, DISK_RECORD_HEADER_BYTES);
     if (r < 0)
         return r;
     memset(rb->data, 0, DISK_RECORD_HEADER_BYTES);
     rb->used = DISK_RECORD_HEADER_BYTES;
     return 0;
+}
+
+/* A few entries in a row are usually about one node. */
+void record_changes(struct record_buffer *rb, uint64_t node)
+{
+    uint32_t known = MIN(rb->changed_count, RECALL_NODES_MAX);
+
+    for (uint32_t i = known; i-- > 0;) {
+        if (rb->changed[i] == node)
+            return;
+    }
+    if (known < RECALL_NODES_MAX)
+        rb->changed[known] = node;
+    rb->changed_count = known + 1;
 }
 
 /* Writes the entry's header and says where its body goes; the caller fills all of it. Room for the padding
@@ -578,6 +595,7 @@ int record_add_node(struct record_buffer *rb, const struct node_image *n)
     if (r < 0)
         return r;
     node_pack(n, body);
+    record_changes(rb, n->id);
     return 0;
 }
 
@@ -595,6 +613,7 @@ int record_add_name(struct record_buffer *rb, const struct name_image *n)
     write_le64(body + 16, n->cookie);
     write_le16(body + 24, n->name_bytes);
     memcpy(body + NAME_BODY_BYTES, n->name, n->name_bytes);
+    record_changes(rb, n->node);
     return 0;
 }
 
@@ -624,6 +643,7 @@ int record_add_drop(struct record_buffer *rb, uint64_t node, enum drop_reason re
         return r;
     write_le64(body, node);
     body[8] = (uint8_t)reason;
+    record_changes(rb, node);
     return 0;
 }
 
@@ -637,6 +657,22 @@ int record_add_value(struct record_buffer *rb, uint64_t node, const struct value
         return r;
     write_le64(body, node);
     value_pack(v, body + 8);
+    record_changes(rb, node);
+    return 0;
+}
+
+int record_add_recall(struct record_buffer *rb, uint64_t first_seq, const uint64_t *nodes, uint32_t count)
+{
+    uint8_t *body;
+    int r;
+
+    assert(count <= RECALL_RECORDS * RECALL_NODES_MAX);
+    r = entry_add(rb, ENTRY_RECALL, RECALL_BODY_BYTES + (size_t)count * RECALL_NODE_BYTES, &body);
+    if (r < 0)
+        return r;
+    write_le64(body, first_seq);
+    for (uint32_t i = 0; i < count; i++)
+        write_le64(body + RECALL_BODY_BYTES + i * RECALL_NODE_BYTES, nodes[i]);
     return 0;
 }
 
@@ -776,7 +812,7 @@ int record_parse(const uint8_t *data, size_t bytes, uint64_t expected_seq, uint6
 }
 
 bool record_find(const uint8_t *data, size_t bytes, uint64_t seq_min, uint64_t seed, uint64_t *hash_budget_bytes,
-                 size_t *ret_offset)
+                 size_t *ret_offset, uint64_t *ret_seq)
 {
     struct record_view view;
 
@@ -790,6 +826,7 @@ bool record_find(const uint8_t *data, size_t bytes, uint64_t seq_min, uint64_t s
         *hash_budget_bytes -= claimed_bytes;
         if (record_judge(data + offset, bytes - offset, seed, &view) == 0) {
             *ret_offset = offset;
+            *ret_seq = view.seq;
             return true;
         }
     }
@@ -908,6 +945,17 @@ static int touch_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *
     return 0;
 }
 
+static int recall_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *ret_entry)
+{
+    if (bytes < RECALL_BODY_BYTES || (bytes - RECALL_BODY_BYTES) % RECALL_NODE_BYTES != 0 ||
+        bytes - RECALL_BODY_BYTES > RECALL_RECORDS * RECALL_NODES_MAX * RECALL_NODE_BYTES)
+        return -EBADMSG;
+    ret_entry->recall.first_seq = read_le64(body);
+    ret_entry->recall.nodes = body + RECALL_BODY_BYTES;
+    ret_entry->recall.count = (bytes - RECALL_BODY_BYTES) / RECALL_NODE_BYTES;
+    return 0;
+}
+
 static int boot_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *ret_entry)
 {
     if (bytes != BOOT_BODY_BYTES)
@@ -955,6 +1003,8 @@ static int entry_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *
         return end_unpack(body, bytes, &ret_entry->end);
     case ENTRY_TOUCH:
         return touch_unpack(body, bytes, ret_entry);
+    case ENTRY_RECALL:
+        return recall_unpack(body, bytes, ret_entry);
     }
     return -EBADMSG;
 }
@@ -980,6 +1030,11 @@ static int entry_take(const struct record_view *view, uint32_t *offset, struct e
         return r;
     *offset += DISK_ENTRY_HEADER_BYTES + body_bytes;
     return 0;
+}
+
+uint64_t recall_node(const uint8_t *nodes, uint32_t index)
+{
+    return read_le64(nodes + (size_t)index * RECALL_NODE_BYTES);
 }
 
 void use_item_unpack(const uint8_t *items, uint32_t index, struct use_image *ret_use)

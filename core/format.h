@@ -75,7 +75,9 @@
  * A record is valid if and only if magic and reserved match, seq follows, it ends inside the file with zeros
  * up to 8, the checksum matches, and it holds exactly entry_count well-formed entries. It is the unit of atomicity: all its entries apply, or none.
  * Replay of a journal file stops at the first record that is not valid. If a valid one with a later seq follows in the file,
- * that is damage, not a torn tail: it is counted and reported, and nothing after it is applied. */
+ * that is damage, not a torn tail: it is counted and reported. If the machine has not gone down since, and the first
+ * valid record behind the damage recalls all that is missing, replay goes on there, and the nodes recalled are gone:
+ * what they were last is not known. Else nothing after the damage is applied. */
 #define DISK_RECORD_HEADER_BYTES 32u
 
 /* Entry: 4-byte header, body. Entries set states, they do not say changes: applying one twice, or to a state
@@ -95,7 +97,14 @@ enum entry_type {
     ENTRY_END = 8,    /* index only, last: u64 nodes, u64 names, u64 next_generation, u64 cache time, u64 last_seq,
                          u64 next big id, 16 bytes boot id, u8 clean */
     ENTRY_TOUCH = 9,  /* u64 directory, i64 ns: its entries changed then (mtime and ctime) */
+    ENTRY_RECALL = 10, /* u64 first_seq, then u64 nodes: all whose state the records from first_seq to before this one
+                         changed. Says nothing about them, unless one of those records is damaged */
 };
+
+/* How many records before it a record recalls, and how many nodes of each at most: one that changed more is not
+ * recalled, nor is any before it. Four records of the usual size are more than a sector. */
+#define RECALL_RECORDS 4u
+#define RECALL_NODES_MAX 64u
 
 /* NODE body: 160 bytes fixed, then TLVs up to body_bytes.
  *     0   8 id                generation << 32 | slot
@@ -221,6 +230,8 @@ struct record_buffer {
     size_t used, allocated;
     uint32_t entry_count;
     uint32_t node_count, name_count; /* of the entries: NODE, NAME */
+    uint64_t changed[RECALL_NODES_MAX]; /* nodes whose state the record changes */
+    uint32_t changed_count;             /* more than RECALL_NODES_MAX: too many to recall */
 };
 void record_buffer_fini(struct record_buffer *rb);
 int record_begin(struct record_buffer *rb); /* forgets what was in it, keeps the memory */
@@ -235,6 +246,9 @@ struct use_image {
     uint32_t hits;
 };
 int record_add_use(struct record_buffer *rb, const struct use_image *uses, uint32_t count);
+/* The record changes the state of that node, though no entry that is added names it (an UNNAME: whose name it was). */
+void record_changes(struct record_buffer *rb, uint64_t node);
+int record_add_recall(struct record_buffer *rb, uint64_t first_seq, const uint64_t *nodes, uint32_t count);
 int record_add_boot(struct record_buffer *rb, const uint8_t boot_id[16], uint64_t cache_ns);
 struct end_image {
     uint64_t nodes, names, next_generation, cache_ns, last_seq, next_big_id;
@@ -262,7 +276,7 @@ uint32_t record_claimed_bytes(const uint8_t *data, size_t bytes);
 /* Looks for a valid record of seq >= seq_min at data (8-aligned in its file) and every 8 bytes on. Takes what it
  * hashes from the budget and gives up when that is spent: hostile bytes may claim a record at every step. */
 bool record_find(const uint8_t *data, size_t bytes, uint64_t seq_min, uint64_t seed, uint64_t *hash_budget_bytes,
-                 size_t *ret_offset);
+                 size_t *ret_offset, uint64_t *ret_seq);
 /* Are all its entries well-formed and as many as it says? Asked before the first is applied: a record is the
  * unit of atomicity. 0 or -EBADMSG. */
 int record_check(const struct record_view *view);
@@ -289,6 +303,11 @@ struct entry_view {
             int64_t changed_ns;
         } touch;
         struct {
+            uint64_t first_seq;
+            const uint8_t *nodes; /* count * 8 bytes */
+            uint32_t count;
+        } recall;
+        struct {
             const uint8_t *boot_id; /* 16 bytes */
             uint64_t cache_ns;
         } boot;
@@ -298,6 +317,7 @@ struct entry_view {
 /* Takes the entry at *offset of the payload and advances. -ENODATA at the end, -EBADMSG for a malformed one.
  * Unknown types are -EBADMSG (a newer format says so in the superblock). */
 int entry_next(const struct record_view *view, uint32_t *offset, struct entry_view *ret_entry);
+uint64_t recall_node(const uint8_t *nodes, uint32_t index);
 void use_item_unpack(const uint8_t *items, uint32_t index, struct use_image *ret_use);
 
 struct tlv_view {

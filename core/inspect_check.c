@@ -38,6 +38,7 @@ struct check {
     struct inspect in;
     inspect_report report;
     void *ctx;
+    uint64_t log_files; /* journals and checkpoints */
     struct inspect_summary sum;
     struct found_list found;
     struct index_table table;
@@ -163,6 +164,7 @@ static int check_files(struct check *c)
         switch (f->kind) {
         case FOUND_JOURNAL:
         case FOUND_INDEX:
+            c->log_files++;
             r = check_log_file(c, f);
             break;
         case FOUND_SEGMENT:
@@ -197,7 +199,7 @@ static void check_tag(struct check *c)
 
 static int check_replay(struct check *c, struct errtext *err)
 {
-    struct journal_options opts = {.store_id = c->in.sb.store_id, .read_only = true};
+    struct journal_options opts = {.store_id = c->in.sb.store_id, .boot_id = c->in.boot_id, .read_only = true};
     struct journal_replay replay = {0};
     struct journal *j = NULL;
     int r;
@@ -208,6 +210,11 @@ static int check_replay(struct check *c, struct errtext *err)
         return r;
     c->power_lost =
         c->table.boot_known && !replay.clean && memcmp(c->in.boot_id, c->table.boot_id, sizeof(c->in.boot_id)) != 0;
+    if (c->log_files == 0 && c->sum.segments + c->sum.big_files > 0)
+        say(c, 'E', "journal", "and checkpoint are missing: whose the values in the store are cannot be known");
+    if (replay.lost)
+        say(c, 'E', "index",
+            "is damaged so that what the keys were last cannot be known: the next mount begins with an empty cache");
     if (replay.corrupt_records > 0)
         say(c, c->power_lost ? 'N' : 'E', "journal",
             "%llu damaged records or files in index and journal: what they held is lost%s",

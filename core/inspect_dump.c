@@ -163,12 +163,20 @@ static void dump_uses(struct dump *d, uint64_t offset, const struct entry_view *
     }
 }
 
+static void add_recall(struct dump *d, const struct entry_view *e)
+{
+    line_add(d, " first_seq=%" PRIu64 " ids=", e->recall.first_seq);
+    for (uint32_t i = 0; i < e->recall.count; i++)
+        line_add(d, "%s0x%" PRIx64, i > 0 ? "," : "", recall_node(e->recall.nodes, i));
+}
+
 static void dump_entry(struct dump *d, uint64_t offset, const struct entry_view *e)
 {
     static const char *const types[] = {
         [ENTRY_NODE] = "node", [ENTRY_NAME] = "name", [ENTRY_UNNAME] = "unname",
         [ENTRY_DROP] = "drop", [ENTRY_USE] = "use",   [ENTRY_VALUE] = "value",
-        [ENTRY_BOOT] = "boot", [ENTRY_END] = "end",   [ENTRY_TOUCH] = "touch"};
+        [ENTRY_BOOT] = "boot", [ENTRY_END] = "end",   [ENTRY_TOUCH] = "touch",
+        [ENTRY_RECALL] = "recall"};
 
     if (e->type == ENTRY_USE) {
         dump_uses(d, offset, e);
@@ -194,6 +202,8 @@ static void dump_entry(struct dump *d, uint64_t offset, const struct entry_view 
         line_add(d, " cache_time=%" PRIu64, e->boot.cache_ns);
         add_boot_id(d, e->boot.boot_id);
     }
+    if (e->type == ENTRY_RECALL)
+        add_recall(d, e);
     if (e->type == ENTRY_END) {
         line_add(d,
                  " nodes=%" PRIu64 " names=%" PRIu64 " next_generation=%" PRIu64 " cache_time=%" PRIu64

@@ -366,6 +366,24 @@ static void apply_value(struct index_table *t, uint64_t id, const struct value *
         row->value = *value;
 }
 
+static void apply_recall(struct index_table *t, const uint8_t *nodes, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t id = recall_node(nodes, i);
+        struct node_row *row = table_node(t, id);
+
+        if (id != ROOT_ID) {
+            if (row)
+                node_remove(t, row);
+            continue;
+        }
+        for (uint32_t name = 1; name < t->name_used; name++) {
+            if (t->names[name].live && t->names[name].parent == ROOT_ID)
+                name_remove(t, name);
+        }
+    }
+}
+
 int table_apply(void *ctx, const struct entry_view *entry)
 {
     struct index_table *t = ctx;
@@ -391,6 +409,9 @@ int table_apply(void *ctx, const struct entry_view *entry)
     case ENTRY_END:
         memcpy(t->boot_id, entry->end.boot_id, sizeof(t->boot_id));
         t->boot_known = true;
+        break;
+    case ENTRY_RECALL:
+        apply_recall(t, entry->recall.nodes, entry->recall.count);
         break;
     case ENTRY_USE:
     case ENTRY_TOUCH:

@@ -61,6 +61,28 @@ static int journal_new(struct io *io, int dir_fd, struct quota *quota, const str
     return 0;
 }
 
+/* What was forgotten must not come back when the next replay looks at the same files: they go before a new one begins.
+ * The checkpoint first: journals alone never say more than they know. */
+static void journal_start_afresh(struct io *io, int dir_fd, struct journal_names *names, struct journal_replay *replay,
+                                 struct replay_result *result)
+{
+    char name[FORMAT_NAME_BYTES];
+
+    for (size_t i = 0; i < names->index_count; i++) {
+        format_name(name, INDEX_PREFIX, names->indexes[i]);
+        (void)io_unlink(io, dir_fd, name); /* what stays is forgotten at the next mount as well */
+    }
+    for (size_t i = names->journal_count; i-- > 0;) {
+        format_name(name, JOURNAL_PREFIX, names->journals[i]);
+        (void)io_unlink(io, dir_fd, name);
+    }
+    names->index_count = names->journal_count = 0;
+    replay->last_seq = 0;
+    replay->found_index = false;
+    result->index_no = 0;
+    result->index_bytes = result->journal_bytes = 0;
+}
+
 int journal_open(struct io *io, int dir_fd, struct quota *quota, const struct journal_options *opts, journal_apply apply,
                  void *apply_ctx, struct journal_replay *ret_replay, struct journal **ret_journal, struct errtext *err)
 {
@@ -77,7 +99,9 @@ int journal_open(struct io *io, int dir_fd, struct quota *quota, const struct jo
     if (r < 0)
         (void)errtext(err, r, "journal: listing the store: %s", strerror(-r));
     if (r == 0)
-        r = journal_replay_all(io, dir_fd, opts->store_id, &names, apply, apply_ctx, &replay, &result, err);
+        r = journal_replay_all(io, dir_fd, opts, &names, apply, apply_ctx, &replay, &result, err);
+    if (r == 0 && replay.lost && !opts->read_only)
+        journal_start_afresh(io, dir_fd, &names, &replay, &result);
     if (r == 0) {
         r = journal_adopt(j, &names, &result, &replay);
         if (r == 0 && !opts->read_only)
@@ -293,12 +317,53 @@ static int chunk_reserve(struct journal_chunk *chunk, size_t bytes)
     return 0;
 }
 
+static void recall_add_node(uint64_t *nodes, uint32_t *count, uint64_t node)
+{
+    for (uint32_t i = *count; i-- > 0;) {
+        if (nodes[i] == node)
+            return;
+    }
+    nodes[(*count)++] = node;
+}
+
+/* What the last records changed goes into this one as well: should one of them be damaged, replay knows whom it was
+ * about. A record that changed too many for that hides those before it. */
+static void journal_add_recall_locked(struct journal *j, struct record_buffer *rb, uint64_t seq)
+{
+    uint64_t nodes[RECALL_RECORDS * RECALL_NODES_MAX];
+    uint64_t first_seq = seq;
+    uint32_t count = 0;
+
+    while (first_seq > 1 && seq - first_seq < RECALL_RECORDS) {
+        const struct recalled *before = &j->recalled[(first_seq - 1) % RECALL_RECORDS];
+
+        if (before->seq != first_seq - 1)
+            break;
+        for (uint32_t i = 0; i < before->count; i++)
+            recall_add_node(nodes, &count, before->nodes[i]);
+        first_seq--;
+    }
+    if (first_seq < seq)
+        (void)record_add_recall(rb, first_seq, nodes, count); /* no memory, or no room in it: it is only a spare */
+}
+
+static void journal_remember_locked(struct journal *j, const struct record_buffer *rb, uint64_t seq)
+{
+    struct recalled *r = &j->recalled[seq % RECALL_RECORDS];
+
+    r->seq = rb->changed_count <= RECALL_NODES_MAX ? seq : 0;
+    r->count = MIN(rb->changed_count, RECALL_NODES_MAX);
+    memcpy(r->nodes, rb->changed, r->count * sizeof(r->nodes[0]));
+}
+
 static uint64_t journal_append_locked(struct journal *j, struct record_buffer *rb)
 {
     uint64_t seq = j->last_seq + 1;
     int r;
 
     lock_assert_held(&j->lock);
+    journal_add_recall_locked(j, rb, seq);
+    journal_remember_locked(j, rb, seq);
     record_finish(rb, seq, j->seed);
     r = chunk_reserve(&j->front, rb->used);
     if (r < 0) {

@@ -45,12 +45,14 @@ struct journal;
 #define JOURNAL_STEP_BYTES (256u << 10)
 #define JOURNAL_BUFFER_BYTES_MAX (8u << 20)
 
-/* Replay. Called once per entry, in order, records whole. Return < 0 to give up (only -ENOMEM makes sense). */
+/* Replay. Called once per entry, in order, records whole; with ENTRY_RECALL only where records are missing: what those
+ * nodes are is not known any more. Return < 0 to give up (only -ENOMEM makes sense). */
 typedef int (*journal_apply)(void *ctx, const struct entry_view *entry);
 
 struct journal_replay {
     bool found_index;          /* a valid checkpoint was loaded */
     bool disk_full;            /* no room for a new journal file: the journal was opened read-only instead */
+    bool lost;                 /* damage that nothing makes good: all that was applied was recalled again */
     bool clean;                /* it was written by an orderly stop and nothing follows */
     struct end_image end;      /* of the checkpoint, zero without one */
     uint64_t index_records, journal_records, entries;
@@ -63,6 +65,7 @@ struct journal_replay {
 struct journal_options {
     const uint8_t *store_id; /* 16 bytes, copied */
     uint64_t emergency_bytes; /* reserve for removals, charged at open; 64 KiB is usual, 0 for quota=0 */
+    const uint8_t *boot_id;   /* 16 bytes, borrowed by journal_open; NULL: not known. Of this boot of the machine */
     bool read_only;           /* replay only: nothing is created or removed */
 };
 

@@ -50,6 +50,13 @@ struct index_file {
     uint64_t charged_bytes;
 };
 
+/* What one of the last records changed, for the next ones to recall. */
+struct recalled {
+    uint64_t seq; /* 0: none yet */
+    uint32_t count;
+    uint64_t nodes[RECALL_NODES_MAX];
+};
+
 struct journal {
     uint32_t magic;
     struct io *io;          /* (c) */
@@ -70,6 +77,7 @@ struct journal {
     struct journal_file *files, *current; /* oldest .. newest; nodes go in the sync turn; the rest (l), current also (f) */
     struct journal_chunk front;  /* (l) */
     uint64_t seed;               /* (l) of the current file */
+    struct recalled recalled[RECALL_RECORDS]; /* (l) by seq modulo their number */
     _Atomic uint64_t room_bytes; /* (a), written under (l): what fits in the current file's charge */
     _Atomic uint64_t emergency_left; /* (a), written under (l) */
     _Atomic uint64_t overdrafts; /* (a) times growth was charged past the limit */
@@ -123,6 +131,6 @@ struct replay_result {
     uint32_t journal_no;     /* the largest number that was earned: by a good header, or by a good checkpoint */
     uint64_t index_bytes, journal_bytes;
 };
-int journal_replay_all(struct io *io, int dir_fd, const uint8_t store_id[16], const struct journal_names *names,
+int journal_replay_all(struct io *io, int dir_fd, const struct journal_options *opts, const struct journal_names *names,
                        journal_apply apply, void *apply_ctx, struct journal_replay *replay, struct replay_result *ret_result,
                        struct errtext *err);

@@ -2,17 +2,25 @@
 /*
  * journal_replay: from files back to entries, and how far files are believed.
  *
- * A checkpoint is all or nothing: it is read twice, the first time only to judge it. The newest that is good
- * in every byte is applied; a bad one is counted and the next older is tried.
+ * Checkpoint. Each is read twice, the first time only to judge it; the newest that is good in every byte, and whose
+ * journal is there, is applied. When there is none, the newest is salvaged: every valid record of it is applied. What
+ * the others held is missing then, but nothing is wrong: a checkpoint holds each thing once.
  *
- * Journal files follow in the order of their numbers. A file continues the history if its first_seq is the
- * seq after the last one applied; one that does not is behind a gap: it is counted and skipped, now and at
- * every later replay, because a file started after the gap carries on from before it. So the same bytes
- * always give the same history, and a run that was lost never comes back in the middle of one that was kept.
+ * Journal. Files follow in the order of their numbers. A file continues the history if its first_seq is the seq after
+ * the last one applied. A hole in the history is one of two things:
+ *   torn      a power cut leaves holes in what was not synced. Nothing behind one is applied: what was synced lies
+ *             before it. A file behind the hole is counted and skipped, now and at every later replay, because the
+ *             next daemon's file carries on from before it.
+ *   damage    where the machine has not gone down since (the boot id says so), or where a checkpoint says that it had
+ *             been synced. Then what is known may be older than what was acknowledged, and must not be served. If the
+ *             first valid record behind the hole recalls every node that the missing ones changed (ENTRY_RECALL),
+ *             those nodes are gone and replay goes on. Else nothing of the index is believed: the cache is empty.
+ * The last record of all has none behind it: damage to it cannot be told from a torn tail.
  *
  * Files are read, never mapped: one cut short underneath is an early end, not a SIGBUS.
  *
- * What may never happen: an entry of an invalid record applied; a record applied after a gap.
+ * What may never happen: an entry of an invalid record applied; a record applied after a hole that was not recalled;
+ * an older state taken for the newest where it can be known that it is not.
  */
 #include "journal_internal.h"
 
@@ -27,6 +35,8 @@
 #define FIND_BYTES_MAX (256u << 20) /* and how much it may read */
 
 static_assert(WINDOW_BYTES / 2 >= RECORD_PAYLOAD_BYTES_MAX, "two of the largest payloads fit");
+
+#define RECORD_SEQ_OFFSET 8u
 
 struct journal_reader {
     struct io *io;
@@ -53,6 +63,10 @@ struct replay {
     struct journal_replay *out;
     struct replay_result result;
     uint64_t next_seq; /* 0: not known yet */
+    const uint8_t *boot_id;    /* borrowed; of this boot of the machine, NULL: not known */
+    bool same_boot;            /* the daemon whose records these are ran in this boot */
+    bool lost;                 /* there is damage that nothing makes good */
+    uint64_t find_budget_bytes; /* what searches may still hash */
     struct errtext *err;
 };
 
@@ -61,18 +75,28 @@ static void reader_fini(struct journal_reader *rd);
 static int reader_open(struct journal_reader *rd, const char *name);
 static int reader_open_expected(struct journal_reader *rd, bool is_index, uint32_t no);
 static int reader_next(struct journal_reader *rd, struct record_view *ret_view);
+static void reader_seek(struct journal_reader *rd, uint64_t offset, uint64_t seq);
+static int reader_open_headless(struct journal_reader *rd, bool is_index, uint32_t no);
 static uint64_t reader_offset(const struct journal_reader *rd);
 static int replay_newest_index(struct replay *rp);
+static int journal_find_later(struct replay *rp, uint64_t *ret_offset, uint64_t *ret_seq);
 static int replay_journals(struct replay *rp);
+static int replay_forget(struct replay *rp);
 
-int journal_replay_all(struct io *io, int dir_fd, const uint8_t store_id[16], const struct journal_names *names,
+int journal_replay_all(struct io *io, int dir_fd, const struct journal_options *opts, const struct journal_names *names,
                        journal_apply apply, void *apply_ctx, struct journal_replay *replay, struct replay_result *ret_result,
                        struct errtext *err)
 {
-    struct replay rp = {.names = names, .apply = apply, .apply_ctx = apply_ctx, .out = replay, .err = err};
+    struct replay rp = {.names = names,
+                        .apply = apply,
+                        .apply_ctx = apply_ctx,
+                        .out = replay,
+                        .boot_id = opts->boot_id,
+                        .find_budget_bytes = FIND_BUDGET_BYTES,
+                        .err = err};
     int r;
 
-    reader_init(&rp.reader, io, dir_fd, store_id);
+    reader_init(&rp.reader, io, dir_fd, opts->store_id);
     replay->corrupt_records += names->ignored;
     r = replay_newest_index(&rp);
     if (r == 0)
@@ -81,10 +105,30 @@ int journal_replay_all(struct io *io, int dir_fd, const uint8_t store_id[16], co
     if (r < 0)
         return r;
     replay->last_seq = rp.next_seq > 0 ? rp.next_seq - 1 : 0;
-    if (replay->last_seq < replay->end.last_seq)
-        replay->corrupt_records++; /* the checkpoint holds states the journal no longer explains */
+    if (replay->last_seq < replay->end.last_seq) {
+        replay->corrupt_records++; /* what the checkpoint says was synced is not there */
+        rp.lost = true;
+    }
     replay->clean = replay->found_index && replay->end.clean && replay->last_seq == replay->end.last_seq;
+    if (rp.lost)
+        r = replay_forget(&rp);
     *ret_result = rp.result;
+    return r;
+}
+
+/* Nothing of the index is believed: its root is recalled, and with it all that is below. */
+static int replay_forget(struct replay *rp)
+{
+    uint8_t root[8];
+    struct entry_view entry = {.type = ENTRY_RECALL, .recall = {.first_seq = 1, .nodes = root, .count = 1}};
+    int r;
+
+    write_le64(root, 1);
+    r = rp->apply(rp->apply_ctx, &entry);
+    if (r < 0)
+        return errtext(rp->err, r, "journal: forgetting a damaged index");
+    rp->out->lost = true;
+    rp->out->clean = false;
     return 0;
 }
 
@@ -138,6 +182,20 @@ static int index_judge(struct replay *rp, uint32_t no, struct end_image *ret_end
     return counted.nodes == ret_end->nodes && counted.names == ret_end->names ? 0 : -EBADMSG;
 }
 
+static int replay_entry(struct replay *rp, const struct record_view *view, const struct entry_view *entry)
+{
+    int r = rp->apply(rp->apply_ctx, entry);
+
+    rp->out->entries++;
+    if (entry->type == ENTRY_BOOT)
+        rp->same_boot = rp->boot_id && memcmp(entry->boot.boot_id, rp->boot_id, 16) == 0;
+    if (entry->type == ENTRY_END) {
+        rp->same_boot = rp->boot_id && memcmp(entry->end.boot_id, rp->boot_id, 16) == 0;
+        rp->out->end = entry->end; /* the checkpoint's; a journal's was refused */
+    }
+    return r < 0 ? errtext(rp->err, r, "journal: applying record %llu", (unsigned long long)view->seq) : 0;
+}
+
 static int replay_record(struct replay *rp, const struct record_view *view)
 {
     struct entry_view entry;
@@ -145,10 +203,11 @@ static int replay_record(struct replay *rp, const struct record_view *view)
     int r;
 
     while ((r = entry_next(view, &offset, &entry)) == 0) {
-        rp->out->entries++;
-        r = rp->apply(rp->apply_ctx, &entry);
+        if (entry.type == ENTRY_RECALL)
+            continue; /* of records that are there */
+        r = replay_entry(rp, view, &entry);
         if (r < 0)
-            return errtext(rp->err, r, "journal: applying record %llu", (unsigned long long)view->seq);
+            return r;
     }
     return r == -ENODATA ? 0 : r;
 }
@@ -172,59 +231,178 @@ static int index_apply(struct replay *rp, uint32_t no)
     return r == -ENODATA ? 0 : r;
 }
 
+static bool journal_is_there(const struct journal_names *names, uint64_t no)
+{
+    for (size_t i = 0; i < names->journal_count; i++) {
+        if (names->journals[i] == no)
+            return true;
+    }
+    return false;
+}
+
+static int index_take(struct replay *rp, uint32_t no, const struct end_image *end)
+{
+    int r;
+
+    rp->out->found_index = true;
+    rp->out->end = *end;
+    rp->result.index_no = no;
+    rp->result.replay_from_no = (uint32_t)rp->reader.header.replay_from_no;
+    rp->result.index_bytes = rp->reader.file_bytes;
+    rp->next_seq = end->last_seq + 1;
+    r = index_apply(rp, no);
+    if (r == -EBADMSG)
+        rp->out->corrupt_records++; /* changed between two reads: what came before stays applied */
+    return r == -EBADMSG ? 0 : r;
+}
+
+/* Every valid record of a checkpoint that is not whole. Its END, if that is among them, says where the journal goes on.
+ * -ENODATA: there is none. */
+static int index_salvage(struct replay *rp, uint32_t no)
+{
+    struct journal_reader *rd = &rp->reader;
+    struct record_view view;
+    uint64_t offset, seq;
+    int r;
+
+    r = reader_open_expected(rd, true, no);
+    if (r == -EBADMSG)
+        r = reader_open_headless(rd, true, no);
+    if (r < 0)
+        return r == -EBADMSG ? -ENODATA : r;
+    rd->check_entries = true;
+    rp->result.index_no = no;
+    rp->result.replay_from_no = (uint32_t)rd->header.replay_from_no;
+    rp->result.index_bytes = rd->file_bytes;
+    do {
+        while ((r = reader_next(rd, &view)) == 0) {
+            rp->out->index_records++;
+            r = replay_record(rp, &view);
+            if (r < 0)
+                return r;
+        }
+        if (r == -EBADMSG)
+            r = journal_find_later(rp, &offset, &seq);
+        if (r == 0)
+            reader_seek(rd, offset, seq);
+    } while (r == 0);
+    rp->out->read_bytes += reader_offset(rd);
+    if (rp->out->end.last_seq > 0) {
+        rp->out->found_index = true;
+        rp->out->end.clean = false;
+        rp->next_seq = rp->out->end.last_seq + 1;
+    }
+    if (r != -ENODATA && r != -ENOENT)
+        return errtext(rp->err, r, "index-%08x: reading: %s", no, strerror(-r));
+    if (rp->out->index_records > 0)
+        return 0;
+    rp->result = (struct replay_result){0};
+    return -ENODATA;
+}
+
+/* Older ones count only while the journal that follows them is there: else they are what was before. */
 static int replay_newest_index(struct replay *rp)
 {
-    int r = -EBADMSG;
+    size_t count = rp->names->index_count;
 
     rp->reader.check_entries = false; /* index_judge walks them all before one is applied */
-    for (size_t i = rp->names->index_count; i-- > 0;) {
+    for (size_t i = count; i-- > 0;) {
         uint32_t no = rp->names->indexes[i];
         struct end_image end;
+        int r = index_judge(rp, no, &end);
 
-        r = index_judge(rp, no, &end);
-        if (r == -EBADMSG) {
-            rp->out->corrupt_records++;
-            continue;
-        }
-        if (r < 0)
+        if (r == 0 && (i + 1 == count || journal_is_there(rp->names, rp->reader.header.replay_from_no)))
+            return index_take(rp, no, &end);
+        if (r < 0 && r != -EBADMSG)
             return errtext(rp->err, r, "index-%08x: reading: %s", no, strerror(-r));
-        rp->out->found_index = true;
-        rp->out->end = end;
-        rp->result.index_no = no;
-        rp->result.replay_from_no = (uint32_t)rp->reader.header.replay_from_no;
-        rp->result.index_bytes = rp->reader.file_bytes;
-        rp->next_seq = end.last_seq + 1;
-        r = index_apply(rp, no);
-        if (r == -EBADMSG)
-            rp->out->corrupt_records++; /* changed between two reads: what came before stays applied */
-        return r == -EBADMSG ? 0 : r;
+        rp->out->corrupt_records++;
+    }
+    for (size_t i = count; i-- > 0;) {
+        int r = index_salvage(rp, rp->names->indexes[i]);
+
+        if (r != -ENODATA)
+            return r;
     }
     return 0;
 }
 
 /* ---- journal files ---- */
 
-/* Is there a valid record of what should follow, behind bytes that are not? */
-static int journal_find_later(struct journal_reader *rd, bool *ret_found)
+/* Where is the next valid record of what should follow, behind bytes that are not? -ENOENT: nowhere. */
+static int journal_find_later(struct replay *rp, uint64_t *ret_offset, uint64_t *ret_seq)
 {
-    uint64_t budget_bytes = FIND_BUDGET_BYTES;
+    struct journal_reader *rd = &rp->reader;
     uint64_t offset = reader_offset(rd);
     uint64_t end = MIN(rd->file_bytes, offset + FIND_BYTES_MAX);
-    int r;
 
-    *ret_found = false;
-    while (offset < end && !*ret_found && budget_bytes > DISK_RECORD_HEADER_BYTES) {
+    while (offset < end && rp->find_budget_bytes > DISK_RECORD_HEADER_BYTES) {
         size_t got, at;
+        int r;
 
         r = io_read_upto(rd->io, rd->fd, rd->window, rd->window_room, offset, &got);
         if (r < 0)
             return r;
-        *ret_found = record_find(rd->window, got, rd->next_seq, rd->seed, &budget_bytes, &at);
+        if (record_find(rd->window, got, rd->next_seq, rd->seed, &rp->find_budget_bytes, &at, ret_seq)) {
+            *ret_offset = offset + at;
+            return 0;
+        }
         if (got < WINDOW_BYTES)
             break; /* the rest of the file */
         offset += WINDOW_BYTES / 2; /* a record over the window's end is whole in the next */
     }
-    return 0;
+    return -ENOENT;
+}
+
+static int replay_recall(struct replay *rp, const struct record_view *view)
+{
+    struct entry_view entry;
+    uint32_t offset = 0;
+    int r;
+
+    while ((r = entry_next(view, &offset, &entry)) == 0) {
+        if (entry.type != ENTRY_RECALL || entry.recall.first_seq > rp->next_seq)
+            continue;
+        r = replay_entry(rp, view, &entry);
+        if (r == 0)
+            rp->next_seq = view->seq;
+        return r;
+    }
+    return -EBADMSG;
+}
+
+/* The record there does not follow what was applied. Does it recall all that is missing? Then that is applied: 0, and
+ * the reader stands at it. -EBADMSG: no. */
+static int replay_recall_at(struct replay *rp, uint64_t offset, uint64_t seq)
+{
+    struct record_view view;
+    int r;
+
+    reader_seek(&rp->reader, offset, seq);
+    r = reader_next(&rp->reader, &view);
+    if (r == 0)
+        r = replay_recall(rp, &view);
+    reader_seek(&rp->reader, offset, seq);
+    return r == -ENODATA ? -EBADMSG : r;
+}
+
+/* The bytes at the reader are no valid record. 0: the damage is bridged, the reader stands behind it. -ENODATA: this
+ * file ends here, for us. */
+static int journal_bridge(struct replay *rp)
+{
+    struct journal_reader *rd = &rp->reader;
+    uint64_t bad_offset = reader_offset(rd), offset, seq;
+    int r;
+
+    r = journal_find_later(rp, &offset, &seq);
+    if (r == 0) {
+        rp->out->corrupt_records++;
+        r = rp->same_boot ? replay_recall_at(rp, offset, seq) : -EBADMSG;
+        rp->lost |= rp->same_boot && r == -EBADMSG;
+    }
+    if (r == 0 || (r != -ENOENT && r != -EBADMSG))
+        return r;
+    rp->out->torn_bytes += rd->file_bytes - MIN(rd->file_bytes, bad_offset);
+    return -ENODATA;
 }
 
 static bool journal_holds_end(const struct record_view *view)
@@ -239,17 +417,16 @@ static bool journal_holds_end(const struct record_view *view)
     return false;
 }
 
-static int replay_one_journal(struct replay *rp, uint32_t no)
+/* All valid records from the reader on. -ENODATA: the file is through; -EBADMSG: something else is in the way. */
+static int replay_run(struct replay *rp)
 {
-    struct journal_reader *rd = &rp->reader;
     struct record_view view;
-    bool found = false;
     int r;
 
-    while ((r = reader_next(rd, &view)) == 0) {
+    while ((r = reader_next(&rp->reader, &view)) == 0) {
         if (journal_holds_end(&view)) {
             rp->out->corrupt_records++; /* no daemon writes that; what follows is as little to be believed */
-            return 0;
+            return -ENODATA;
         }
         r = replay_record(rp, &view);
         if (r < 0)
@@ -257,16 +434,24 @@ static int replay_one_journal(struct replay *rp, uint32_t no)
         rp->out->journal_records++;
         rp->next_seq = view.seq + 1;
     }
-    rp->out->read_bytes += reader_offset(rd);
-    rp->result.journal_bytes += reader_offset(rd);
-    if (r == -ENODATA)
-        return 0;
-    if (r == -EBADMSG) {
-        rp->out->torn_bytes += rd->file_bytes - MIN(rd->file_bytes, reader_offset(rd));
-        r = journal_find_later(rd, &found);
-        rp->out->corrupt_records += found;
-    }
-    return r < 0 ? errtext(rp->err, r, "journal-%08x: reading: %s", no, strerror(-r)) : 0;
+    return r;
+}
+
+static int replay_one_journal(struct replay *rp, uint32_t no)
+{
+    struct journal_reader *rd = &rp->reader;
+    uint64_t read_bytes;
+    int r;
+
+    do {
+        r = replay_run(rp);
+        read_bytes = reader_offset(rd);
+        if (r == -EBADMSG)
+            r = journal_bridge(rp);
+    } while (r == 0);
+    rp->out->read_bytes += read_bytes;
+    rp->result.journal_bytes += read_bytes;
+    return r == -ENODATA ? 0 : errtext(rp->err, r, "journal-%08x: reading: %s", no, strerror(-r));
 }
 
 /* Does the open file go on from what was applied? Sets where the history starts at its first file. */
@@ -285,6 +470,37 @@ static bool replay_continues(struct replay *rp, uint32_t no)
     return first_seq == rp->next_seq;
 }
 
+/* Does the open file go on from what was applied, or make good what is missing in between? */
+static int replay_joins(struct replay *rp, uint32_t no)
+{
+    uint64_t first_seq;
+    int r;
+
+    if (replay_continues(rp, no))
+        return 0;
+    first_seq = rp->reader.header.first_seq;
+    if (!rp->same_boot || first_seq < rp->next_seq)
+        return -EBADMSG; /* behind a torn hole; or left from before one, and carried on elsewhere */
+    rp->out->corrupt_records++;
+    r = replay_recall_at(rp, DISK_JOURNAL_HEADER_BYTES, first_seq);
+    rp->lost |= r == -EBADMSG;
+    return r;
+}
+
+/* -ENODATA: it never held anything. -EBADMSG: not to be believed. */
+static int replay_open_journal(struct replay *rp, uint32_t no)
+{
+    int r = reader_open_expected(&rp->reader, false, no);
+
+    if (r == -EBADMSG) {
+        rp->out->corrupt_records++;
+        r = reader_open_headless(&rp->reader, false, no);
+    }
+    if (r == 0)
+        rp->result.journal_no = no;
+    return r;
+}
+
 static int replay_journals(struct replay *rp)
 {
     bool start_seen = !rp->out->found_index;
@@ -296,25 +512,24 @@ static int replay_journals(struct replay *rp)
 
         if (no < rp->result.replay_from_no)
             continue;
-        r = reader_open_expected(&rp->reader, false, no);
-        if (r == -ENODATA) { /* made, then cut off before its header: it never held anything */
+        r = replay_open_journal(rp, no);
+        if (r == 0) {
+            r = replay_joins(rp, no);
+            rp->out->corrupt_records += r == -EBADMSG;
+        }
+        if (r == -ENODATA) /* made, then cut off before its header */
             rp->out->torn_bytes += rp->reader.file_bytes;
+        if (r == -ENODATA || r == -EBADMSG)
             continue;
-        }
-        if (r < 0 && r != -EBADMSG)
+        if (r < 0)
             return errtext(rp->err, r, "journal-%08x: opening: %s", no, strerror(-r));
-        if (r == 0)
-            rp->result.journal_no = no;
-        if (r == -EBADMSG || !replay_continues(rp, no)) {
-            rp->out->corrupt_records++;
-            continue;
-        }
         start_seen |= no == rp->result.replay_from_no;
         r = replay_one_journal(rp, no);
         if (r < 0)
             return r;
     }
     rp->out->corrupt_records += !start_seen;
+    rp->lost |= !start_seen && !rp->out->end.clean; /* it was there before the checkpoint was */
     rp->result.journal_no = MAX(rp->result.journal_no, rp->result.replay_from_no);
     return 0;
 }
@@ -452,9 +667,37 @@ static int reader_open_expected(struct journal_reader *rd, bool is_index, uint32
     return !is_index || rd->header.first_seq == 1 ? 0 : -EBADMSG;
 }
 
+/* The file is ours by its records, though its header is damaged: number and store are known, and are in the seed. */
+static int reader_open_headless(struct journal_reader *rd, bool is_index, uint32_t no)
+{
+    struct record_view view;
+
+    if (rd->fd < 0 || rd->window_used < DISK_JOURNAL_HEADER_BYTES + DISK_RECORD_HEADER_BYTES || no > JOURNAL_NO_MAX)
+        return -EBADMSG;
+    rd->header = (struct journal_header){.is_index = is_index, .file_no = no};
+    memcpy(rd->header.store_id, rd->store_id, sizeof(rd->header.store_id));
+    rd->seed = format_journal_seed(&rd->header);
+    rd->cursor = DISK_JOURNAL_HEADER_BYTES;
+    rd->next_seq = is_index ? 1 : read_le64(rd->window + rd->cursor + RECORD_SEQ_OFFSET);
+    rd->header.first_seq = rd->next_seq;
+    if (reader_next(rd, &view) < 0)
+        return is_index ? 0 : -EBADMSG; /* a checkpoint's first record is not needed */
+    reader_seek(rd, DISK_JOURNAL_HEADER_BYTES, rd->header.first_seq);
+    return 0;
+}
+
 static uint64_t reader_offset(const struct journal_reader *rd)
 {
     return rd->window_offset + rd->cursor;
+}
+
+/* The next record is expected there, and to be that one. */
+static void reader_seek(struct journal_reader *rd, uint64_t offset, uint64_t seq)
+{
+    rd->window_offset = offset;
+    rd->window_used = 0;
+    rd->cursor = 0;
+    rd->next_seq = seq;
 }
 
 /* -ENODATA at the exact end; -EBADMSG: the bytes here are no valid record, and the cursor stays on them. */

@@ -52,14 +52,16 @@ def find_mount(path, kind=""):
 
 
 def is_served(path):
-    """Whether path is a FUSE mount with a daemon behind it; a dead one is there, but does not answer."""
-    if not find_mount(path, "fuse"):
-        return False
+    """Whether path is a FUSE mount with a daemon behind it; a dead one is there, but does not answer.
+
+    Asked by statvfs, which no cache answers for a dead daemon; and before the table is read, so that the plain
+    directory that is there while a dead mount gives way to a new one is not taken for either."""
     try:
-        os.stat(path)
-        return True
+        os.statvfs(path)
     except OSError as error:
-        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return False
+    return find_mount(path, "fuse") is not None
 
 
 def wait_mounted(path, pid):

@@ -384,17 +384,19 @@ static void test_find(void)
     uint8_t bytes[4096] = {0};
     uint64_t budget = 1 << 20;
     size_t at = 0;
+    uint64_t found_seq = 0;
 
     CHECK_OK(record_begin(&rb));
     CHECK_OK(record_add_drop(&rb, 1, DROP_TTL));
     record_finish(&rb, 40, 7);
     memcpy(bytes + 1024, rb.data, rb.used);
-    CHECK(record_find(bytes, sizeof(bytes), 40, 7, &budget, &at));
+    CHECK(record_find(bytes, sizeof(bytes), 40, 7, &budget, &at, &found_seq));
     CHECK_EQ(at, 1024);
-    CHECK(!record_find(bytes, sizeof(bytes), 41, 7, &budget, &at));
-    CHECK(!record_find(bytes, 1024 + rb.used - 1, 40, 7, &budget, &at));
+    CHECK_EQ(found_seq, 40);
+    CHECK(!record_find(bytes, sizeof(bytes), 41, 7, &budget, &at, &found_seq));
+    CHECK(!record_find(bytes, 1024 + rb.used - 1, 40, 7, &budget, &at, &found_seq));
     budget = 10;
-    CHECK(!record_find(bytes, sizeof(bytes), 40, 7, &budget, &at));
+    CHECK(!record_find(bytes, sizeof(bytes), 40, 7, &budget, &at, &found_seq));
     record_buffer_fini(&rb);
 }
 
