@@ -148,10 +148,13 @@ int larder_sync(struct larder *l)
 
 /* ---- walks ---- */
 
-/* Where a walk stands: a directory on the way down, and the cookie reached in it. */
+/* Where a walk stands: a directory on the way down, the cookie reached in it, and the entry that had it: without that,
+ * coming back up to a directory of many subdirectories would be a search for each of them. The entry may be another's by
+ * now; tree_seek sees to that. */
 struct walk_level {
     uint64_t dir;
     uint64_t cookie;
+    uint32_t hint;
 };
 
 struct walk {
@@ -176,25 +179,21 @@ static int walk_push(struct walk *w, uint64_t dir)
 /* Up to WALK_BATCH nodes. Cache lock held. */
 static int walk_some(struct larder *l, struct walk *w, subtree_visit visit, void *ctx)
 {
-    uint32_t hint = 0;
     int r = 0;
 
     for (unsigned i = 0; i < WALK_BATCH && w->depth > 0 && r == 0; i++) {
         struct walk_level *level = &w->levels[w->depth - 1];
         struct node *dir = tree_node(l->tree, level->dir), *n;
-        struct dentry *d = dir ? tree_seek(l->tree, dir, level->cookie, hint) : NULL;
+        struct dentry *d = dir ? tree_seek(l->tree, dir, level->cookie, level->hint) : NULL;
         if (!d) {
             w->depth--;
-            hint = 0;
             continue;
         }
         level->cookie = dentry_cookie(d);
-        hint = dentry_index(l->tree, d);
+        level->hint = dentry_index(l->tree, d);
         n = tree_slot(l->tree, d->node);
-        if (node_is_dir(n)) {
-            hint = 0;
-            r = walk_push(w, node_id(l->tree, n));
-        }
+        if (node_is_dir(n))
+            r = walk_push(w, node_id(l->tree, n)); /* level may be elsewhere from here on */
         visit(l, n, ctx);
     }
     return r;

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * mountpoint: every reason not to mount, each with a message that says what to do. A dead larder mount
- * ("transport endpoint is not connected") is cleared; nothing else is ever unmounted here.
+ * ("transport endpoint is not connected") is cleared, however busy; nothing else is ever unmounted here. One that does not
+ * answer is left to `larder umount --force`: its daemon may be at work.
  */
 #include "fs/mountpoint.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,6 +26,8 @@
 
 #define MOUNTPOINT_TYPE "fuse.larder"
 #define MOUNTPOINT_DEAD_MAX 16 /* dead mounts stacked on one directory that we clear */
+#define MOUNTPOINT_ASK_MS 5000 /* a mount that is silent for so long is stuck */
+#define MOUNTPOINT_ASK_STEP_MS 2
 #define KERNEL_MAJOR_MIN 5
 #define KERNEL_MINOR_MIN 4
 
@@ -205,20 +209,45 @@ int mountpoint_detach(const char *path, const char *device)
     return mountpoint_detach_any(path);
 }
 
-/* By a request that no cache can answer. */
-static bool mountpoint_is_dead(const char *path)
+/* What a mount answers to a request that no cache can answer: 0, -errno, or -ETIMEDOUT. The request is made by a
+ * child: it may never return. No other thread runs yet. */
+static int mountpoint_ask(const char *path)
 {
+    struct timespec step = {.tv_nsec = MOUNTPOINT_ASK_STEP_MS * 1000000};
     struct statvfs vfs;
+    pid_t pid = fork();
+    int status;
 
-    return statvfs(path, &vfs) < 0 && (errno == ENOTCONN || errno == ECONNABORTED);
+    if (pid < 0)
+        return -errno;
+    if (pid == 0)
+        _exit(statvfs(path, &vfs) == 0 ? 0 : errno & 0xff);
+    for (unsigned waited_ms = 0; waited_ms < MOUNTPOINT_ASK_MS; waited_ms += MOUNTPOINT_ASK_STEP_MS) {
+        if (waitpid(pid, &status, WNOHANG) == pid)
+            return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
+        (void)nanosleep(&step, NULL);
+    }
+    (void)kill(pid, SIGKILL); /* it goes when its request does */
+    return -ETIMEDOUT;
+}
+
+static bool mountpoint_is_dead(int answer)
+{
+    return answer == -ENOTCONN || answer == -ECONNABORTED;
 }
 
 static int mountpoint_clear_dead(const char *path, char *err)
 {
     struct mountpoint_entry entry;
     char quoted[256];
+    int answer = mountpoint_ask(path);
 
-    for (int i = 0; i < MOUNTPOINT_DEAD_MAX && mountpoint_is_dead(path); i++) {
+    if (answer == -ETIMEDOUT)
+        return mountpoint_fail(err, answer,
+                               "mount point %s: a mount is on it that does not answer; if it is a larder, take it away "
+                               "first: larder umount --force %s",
+                               path, path);
+    for (int i = 0; i < MOUNTPOINT_DEAD_MAX && mountpoint_is_dead(answer); i++, answer = mountpoint_ask(path)) {
         if (!mountpoint_find(path, &entry) || strcmp(entry.type, MOUNTPOINT_TYPE) != 0)
             return mountpoint_fail(
                 err, -ENOTCONN,

@@ -3,7 +3,11 @@
  * larder umount: takes a mount away and waits until its daemon has written everything and is gone, so that what
  * follows (a copy of the store, another mount, a shutdown) finds it at rest.
  *
- * What may never happen: another file system is unmounted; "done" is said while the daemon still holds the store.
+ * --force ends the connection first, so that every waiting call returns, with an error: for a daemon that is stuck. As
+ * root by umount2(MNT_FORCE), else by the control file of the connection, which is its owner's, where it is mounted.
+ *
+ * What may never happen: another file system is unmounted; "done" is said while the daemon still holds the store; this
+ * command waits for a daemon that does not answer (so nothing is asked through the mount before it is known to).
  */
 #include "tools/common.h"
 
@@ -16,11 +20,13 @@
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #define DEADLINE_S_DEFAULT 60u
 #define WAIT_STEP_MS 20
+#define CONNECTIONS "/sys/fs/fuse/connections"
 
 extern char **environ;
 
@@ -28,9 +34,10 @@ static int umount_run(const struct command *command, int argc, char **argv);
 
 const struct command command_umount = {
     .name = "umount",
-    .arguments = "[--timeout=SECONDS] MOUNTPOINT...",
+    .arguments = "[--force] [--timeout=SECONDS] MOUNTPOINT...",
     .summary = "unmount, and wait until the daemon has stopped in order",
     .help = "A mount whose daemon is gone is cleared. A mount that is not a larder is left alone.\n\n"
+            "  --force             end what is under way with an error: for a daemon that does not answer\n"
             "  --timeout=SECONDS   how long to wait for the daemon after the unmount (60)\n",
     .run = umount_run,
 };
@@ -50,14 +57,14 @@ static void daemon_close(struct daemon *d)
     d->pid_fd = d->lock_fd = -1;
 }
 
-/* Must be asked before the unmount. */
-static void daemon_find(const struct mount_entry *m, struct daemon *ret_daemon)
+/* Must be asked before the unmount. answers: it may be asked through the mount. */
+static void daemon_find(const struct mount_entry *m, bool answers, struct daemon *ret_daemon)
 {
     struct daemon d = {.pid_fd = -1, .lock_fd = -1};
     char *lock_path;
     uint64_t pid;
 
-    if (mount_config(m->path, "pid", d.pid, sizeof(d.pid))) {
+    if (answers && mount_config(m->path, "pid", d.pid, sizeof(d.pid))) {
         d.pid[strcspn(d.pid, " ")] = '\0';
         if (parse_number(d.pid, &pid) && pid > 1 && pid <= INT32_MAX)
             d.pid_fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0); /* -1: it is in another pid namespace */
@@ -67,6 +74,25 @@ static void daemon_find(const struct mount_entry *m, struct daemon *ret_daemon)
         free(lock_path);
     }
     *ret_daemon = d;
+}
+
+/* Every call that waits for the daemon returns. Nothing to be done without the right to: then they wait on. */
+static void connection_abort(const struct mount_entry *m)
+{
+    _cleanup_free_ char *path = NULL;
+    int fd;
+
+    if (umount2(m->path, MNT_FORCE | UMOUNT_NOFOLLOW) == 0 || errno != EPERM)
+        return; /* EBUSY, too: by then it is done */
+    if (asprintf(&path, CONNECTIONS "/%u/abort", minor(m->device)) < 0) {
+        path = NULL;
+        return;
+    }
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    (void)!write(fd, "1", 1); /* what it is for cannot fail */
+    (void)close(fd);
 }
 
 static uint64_t now_ms(void)
@@ -157,14 +183,19 @@ static int unmount_dead(const struct command *command, const char *path)
     return r;
 }
 
-static int unmount_live(const struct command *command, const struct mount_entry *m, uint64_t timeout_ms)
+static int unmount_live(const struct command *command, const struct mount_entry *m, bool force, uint64_t timeout_ms)
 {
+    struct mount_entry left = {0};
     struct daemon daemon;
     bool gone;
-    int r;
+    int r = TOOL_OK;
 
-    daemon_find(m, &daemon);
-    r = detach(command, m->path, false);
+    daemon_find(m, !force, &daemon);
+    if (force)
+        connection_abort(m);
+    if (!force || mount_find_at(m->path, &left) == 0)
+        r = detach(command, m->path, force);
+    mount_entry_free(&left);
     gone = r != TOOL_OK || daemon_wait(&daemon, timeout_ms);
     daemon_close(&daemon);
     if (gone)
@@ -175,12 +206,12 @@ static int unmount_live(const struct command *command, const struct mount_entry 
         m->path, daemon.pid[0] ? daemon.pid : "unknown", m->source, (unsigned long long)(timeout_ms / 1000));
 }
 
-static int unmount_one(const struct command *command, const char *given, uint64_t timeout_ms)
+static int unmount_one(const struct command *command, const char *given, bool force, uint64_t timeout_ms)
 {
     _cleanup_free_ char *path = realpath(given, NULL); /* fails for a dead mount */
     _cleanup_mount_ struct mount_entry m = {0};
     struct stat st;
-    int r = path ? 0 : path_absolute(given, &path);
+    int r = path ? 0 : path_absolute(given, &path), answer;
 
     if (r == 0)
         r = mount_find_at(path, &m);
@@ -192,28 +223,38 @@ static int unmount_one(const struct command *command, const char *given, uint64_
         return tool_fail(command, "%s: %s", given, strerror(-r));
     if (!m.is_larder)
         return tool_fail(command, "%s: is a mount of type %s, not a larder; left alone", given, m.type);
-    if (mount_is_dead(path))
+    answer = force ? 0 : mount_ask(path);
+    if (answer == -ETIMEDOUT)
+        return tool_fail(command,
+                         "%s: its daemon does not answer; wait for it, or end what is under way there with an error: "
+                         "larder umount --force %s",
+                         path, path);
+    if (answer == -ENOTCONN)
         return unmount_dead(command, path);
-    return unmount_live(command, &m, timeout_ms);
+    return unmount_live(command, &m, force, timeout_ms);
 }
 
 static int umount_run(const struct command *command, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"help", no_argument, NULL, 'h'}, {"timeout", required_argument, NULL, 't'}, {0}};
+        {"help", no_argument, NULL, 'h'}, {"force", no_argument, NULL, 'f'},
+        {"timeout", required_argument, NULL, 't'}, {0}};
     uint64_t timeout_s = DEADLINE_S_DEFAULT;
+    bool force = false;
     int option, code = TOOL_OK;
 
-    while ((option = tool_option(command, argc, argv, ":ht:", options, &code)) != -1) {
+    while ((option = tool_option(command, argc, argv, ":hft:", options, &code)) != -1) {
         if (option == TOOL_OPTION_STOP)
             return code;
-        if (!parse_number(optarg, &timeout_s) || timeout_s > 86400)
+        if (option == 'f')
+            force = true;
+        else if (!parse_number(optarg, &timeout_s) || timeout_s > 86400)
             return tool_usage(command, "--timeout=%s: not a number of seconds", optarg);
     }
     if (optind == argc)
         return tool_usage(command, "the mount point is missing");
     for (int i = optind; i < argc; i++)
-        if (unmount_one(command, argv[i], timeout_s * 1000) != TOOL_OK)
+        if (unmount_one(command, argv[i], force, timeout_s * 1000) != TOOL_OK)
             code = TOOL_FAILED;
     return tool_flush(command, code);
 }

@@ -92,6 +92,8 @@ int path_absolute(const char *path, char **ret_path);
 /* What a mount whose daemon is gone answers. */
 bool error_is_dead_mount(int error);
 bool mount_is_dead(const char *mountpoint);
+/* The same without ever waiting for the daemon for long: 0, -ENOTCONN, -ETIMEDOUT, or another -errno. */
+int mount_ask(const char *mountpoint);
 /* The value of a line "name value source" of MNT/.larder/config; false: there is none. */
 bool mount_config(const char *mountpoint, const char *name, char *out, size_t out_bytes);
 

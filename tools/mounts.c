@@ -7,9 +7,15 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define ASK_MS 5000 /* a mount that is silent for so long is stuck */
+#define ASK_STEP_MS 2
 
 void mount_entry_free(struct mount_entry *m)
 {
@@ -156,6 +162,26 @@ bool mount_is_dead(const char *mountpoint)
 
     /* Not stat(2): that may be answered from the kernel's cache. */
     return statfs(mountpoint, &fs) < 0 && error_is_dead_mount(errno);
+}
+
+int mount_ask(const char *mountpoint)
+{
+    struct timespec step = {.tv_nsec = ASK_STEP_MS * 1000000};
+    struct statfs fs;
+    pid_t pid = fork();
+    int status;
+
+    if (pid < 0)
+        return -errno;
+    if (pid == 0) /* a request that never returns may not be ours */
+        _exit(statfs(mountpoint, &fs) == 0 ? 0 : error_is_dead_mount(errno) ? ENOTCONN : errno & 0xff);
+    for (unsigned waited_ms = 0; waited_ms < ASK_MS; waited_ms += ASK_STEP_MS) {
+        if (waitpid(pid, &status, WNOHANG) == pid)
+            return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
+        (void)nanosleep(&step, NULL);
+    }
+    (void)kill(pid, SIGKILL); /* it goes when its request does */
+    return -ETIMEDOUT;
 }
 
 static int fail_with_mount(const struct command *command, const char *path, struct mount_entry *m, int error)

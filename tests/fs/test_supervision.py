@@ -1,235 +1,213 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Goal: a daemon that is dead, stuck or told to stop leaves no client waiting and nothing that cannot be cleared.
-Method: a notify socket of the test's own listens to the daemon; SIGSTOP and a frozen file system under the store make it
-stick; dead mounts are made busy, by root and by an ordinary user, before they are cleared."""
+"""Goal: a mount whose daemon is dead or does not answer can be cleared: by larder mount, larder umount and a service manager.
+Method: dead mounts are made busy, by root and by an ordinary user, before they are cleared; SIGSTOP makes a mount silent;
+the commands of the systemd units are run as systemd would."""
 
-import errno
-import fcntl
 import os
+import pwd
 import signal
-import socket
 import time
 
 import pytest
 
+from harness import sysx
+from harness.errors import GONE, fails_with
+from harness.mount import find_mount
+from harness.notify import NotifySocket
 from harness.procs import Child, run_child
-from harness.wait import Deadline, DeadlinePassed, eventually
+from harness.wait import Deadline, eventually
 
 pytestmark = pytest.mark.daemon
 
-GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO, errno.ENODEV}
-BOTH_WAYS = pytest.mark.parametrize("io_uring", ["off", "auto"])
+USER = pwd.getpwnam("nobody").pw_uid  # fusermount3 wants to know the user's name
 
 
-class NotifySocket:
-    """What a service manager listens on; sets the daemon's environment."""
-
-    def __init__(self, site, name, usec=None, pid=None):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind("\0" + name[1:] if name[0] == "@" else name)
-        site.listener = self  # listens until the site is gone
-        site.environment["NOTIFY_SOCKET"] = name
-        if usec:
-            site.environment["WATCHDOG_USEC"] = str(usec)
-        if pid:
-            site.environment["WATCHDOG_PID"] = str(pid)
-
-    def next(self, seconds=10):
-        """The next message as {name: value}."""
-        self.socket.settimeout(Deadline(seconds).left())
-        return dict(line.partition("=")[::2] for line in self.socket.recv(4096).decode().splitlines())
-
-    def wait_for(self, name, seconds=10):
-        deadline = Deadline(seconds)
-        while True:
-            message = self.next(deadline.left())
-            if name in message:
-                return message
-
-    def drain(self):
-        self.socket.setblocking(False)
-        try:
-            while self.socket.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
-
-    def is_silent(self, seconds):
-        try:
-            self.wait_for("WATCHDOG", seconds)
-            return False
-        except (TimeoutError, BlockingIOError):  # the latter without any time at all
-            return True
-
-
-@pytest.fixture
-def disk(site, need_program):
-    need_program("mkfs.ext4")
-    need_program("losetup")
-    return site.loop_disk("disk")
-
-
-def put(path, data, sync=False):
+def put(path, data):
     with open(path, "wb", buffering=0) as f:
         f.write(data)
-        if sync:
-            os.fsync(f.fileno())
 
 
-def fails_with(function, *args):
-    """The errno function ends with; 0: it did not fail."""
-    try:
-        function(*args)
-    except OSError as error:
-        return error.errno
-    return 0
+# ---- dead and stuck mounts ----
 
-
-# ---- what the service manager hears ----
-
-@pytest.mark.parametrize("abstract", [False, True], ids=["a path", "an abstract name"])
-def test_the_service_manager_is_told_of_the_life(site, mount, workdir, abstract):
-    listener = NotifySocket(site, f"@{workdir}/notify" if abstract else f"{workdir}/notify")
-    m = mount()
-    ready = listener.next()
-    assert ready["READY"] == "1"
-    assert ready["MAINPID"] == str(m.pid)
-    assert m.mnt in ready["STATUS"]
-    os.kill(m.pid, signal.SIGTERM)
-    assert listener.next()["STOPPING"] == "1"
-    m.stop(signal.SIGTERM)
-    assert listener.is_silent(0)
-
-
-def test_a_socket_that_is_not_there_is_told_and_harmless(site, mount, workdir):
-    site.environment["NOTIFY_SOCKET"] = f"{workdir}/nobody"
-    m = mount()
-    m.allow("event=sd_notify_failed")
-    assert "event=sd_notify_failed" in m.log()
-    m.write("k", b"v")
-
-
-def test_a_watchdog_meant_for_another_process_is_not_ours(site, mount, workdir):
-    listener = NotifySocket(site, f"{workdir}/notify", usec=200_000, pid=1)
-    mount()
-    listener.wait_for("READY")
-    assert listener.is_silent(1)
-
-
-@BOTH_WAYS
-def test_keepalives_come_in_time_and_cease_while_the_daemon_is_stopped(site, mount, workdir, io_uring):
-    """SIGSTOP is no alarm of our own afterwards: time in which the process did not run does not count."""
-    listener = NotifySocket(site, f"{workdir}/notify", usec=500_000)
-    m = mount(io_uring=io_uring, watchdog="1s")
-    listener.wait_for("WATCHDOG")
-    for _ in range(3):
-        start = time.monotonic()
-        listener.wait_for("WATCHDOG", 2)
-        assert time.monotonic() - start < Deadline(0.5).seconds
-    client = None
-    try:
-        os.kill(m.pid, signal.SIGSTOP)
-        client = Child(put, m.path("k"), b"v")  # its request waits all the time
-        listener.drain()
-        assert listener.is_silent(1.5)
-    finally:
-        os.kill(m.pid, signal.SIGCONT)
-    listener.wait_for("WATCHDOG", 5)
-    client.result(10)
-    assert m.read("k") == b"v"
-    assert m.stats()["stuck_requests"] == 0
-
-
-# ---- a store that does not answer ----
-
-def write_and_sync(fd):
-    os.pwrite(fd, os.urandom(300_000), 0)
-    os.fsync(fd)
+def stay_busy(mnt, ready_fd):
+    """A client that will not let go: its directory, an open file and a mapping are in the mount."""
+    import mmap
+    os.chdir(mnt)
+    fd = os.open("k", os.O_RDWR)
+    mapping = mmap.mmap(fd, 0)
+    assert mapping[0]
+    os.write(ready_fd, b"r")
+    signal.pause()
 
 
 @pytest.fixture
-def opened(disk):
-    """opened(path) -> a descriptor. A create that hangs would hold the directory in the kernel, and with it all who look
-    something up there; a write to a file that is open holds nobody."""
-    fds = []
+def busy():
+    """busy(mnt, user): a process that keeps the mount busy, already there when this returns."""
+    children = []
 
-    def opened(path):
-        fds.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
-        return fds[-1]
-    yield opened
-    disk.thaw()
-    for fd in fds:
-        fails_with(os.close, fd)  # its daemon may be gone
-
-
-@BOTH_WAYS
-def test_a_stuck_request_is_told_and_counted_and_no_alarm_when_it_ends(mount, disk, opened, io_uring):
-    m = mount(store=f"{disk.point}/store", io_uring=io_uring, watchdog="8s")
-    m.allow("event=no_progress")
-    m.write("before", b"v")
-    assert m.stats()["stuck_ns"] == 0
-    fd = opened(m.path("stuck"))
-    disk.freeze()
-    client = Child(write_and_sync, fd)
-    eventually(lambda: "event=no_progress" in m.log(), 10, "the log tells of it")
-    line = next(line for line in m.log().splitlines() if "event=no_progress" in line)
-    assert f"client_pid={client.pid}" in line
-    assert "waits_in=" in line and "waits_in=lock" not in line
-    stats = m.stats()
-    assert m.read("before") == b"v"
-    assert stats["stuck_requests"] == 1
-    assert stats["stuck_ns"] >= 2_000_000_000
-    disk.thaw()
-    client.result(20)
-    eventually(lambda: "event=progress_again" in m.log(), 10)
-    assert m.stats()["stuck_ns"] == 0
-    assert m.log().count("event=no_progress") == 1
+    def busy(mnt, user=None):
+        read_fd, write_fd = os.pipe()
+        children.append(Child(stay_busy, mnt, write_fd, user=user))
+        os.close(write_fd)
+        assert os.read(read_fd, 1) == b"r"
+        os.close(read_fd)
+        return children[-1]
+    yield busy
+    for child in children:
+        child.kill()
 
 
-@BOTH_WAYS
-def test_no_client_waits_for_ever_on_a_store_that_is_stuck(mount, disk, io_uring):
-    """The limit ends the daemon: all clients get an error, though a thread of it cannot even be killed. Its store has no
-    second owner before that thread is gone; then everything closed before is there."""
-    m = mount(store=f"{disk.point}/store", io_uring=io_uring, watchdog="2s")
-    m.allow("event=no_progress", "event=stuck", "event=libfuse", "event=dead_mount_cleared")
-    m.write("before", b"v" * 1000)
-    disk.freeze()
-    clients = [Child(fails_with, put, m.path(f"stuck{i}"), os.urandom(300_000), True) for i in range(4)]
-    assert {client.result(15) for client in clients} <= GONE
-    assert "event=stuck" in m.log()
-    assert fails_with(os.stat, m.path("before")) in GONE
-    with open(f"{m.store}/LOCK") as lock:  # nobody may have the store while a write of that thread may still happen
-        assert fails_with(fcntl.flock, lock, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EWOULDBLOCK
-    disk.thaw()
-    assert m.process.wait(10) == -signal.SIGABRT
+def tool(site, *words, user=None):
+    """`larder WORDS`, as another user if wanted."""
+    who = {} if user is None else {"user": user, "group": user, "extra_groups": [], "cwd": "/"}
+    return site.run([site.tool, *words], 90, **who)
+
+
+def is_mounted(path):
+    return bool(find_mount(path, "fuse.larder"))
+
+
+def test_larder_mount_clears_a_busy_dead_mount(site, mount, busy):
+    m = mount()
+    m.write("k", b"v" * 5000)
+    client = busy(m.mnt)
+    m.kill(clear=False)
+    assert fails_with(os.listdir, m.mnt) in GONE
+    result = tool(site, "mount", m.store, m.mnt)
+    assert result.returncode == 0, result.stderr
+    assert m.read("k") == b"v" * 5000
+    client.kill()
+    result = tool(site, "umount", m.mnt)
+    assert result.returncode == 0, result.stderr
+    assert not is_mounted(m.mnt)
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["plain", "by force"])
+def test_larder_umount_clears_a_busy_dead_mount(site, mount, busy, force):
+    m = mount()
+    m.write("k", b"v")
+    busy(m.mnt)
+    m.kill(clear=False)
+    result = tool(site, "umount", *force, m.mnt)
+    assert result.returncode == 0, result.stderr
+    assert not is_mounted(m.mnt)
+    assert os.listdir(m.mnt) == []
+
+
+@pytest.fixture
+def user_mount(site, mount, need_program):
+    """A mount made by an ordinary user, with a store of its own."""
+    need_program("fusermount3")
+    home = os.path.join(site.workdir, "home")
+    os.makedirs(f"{home}/mnt")
+    for path in (home, f"{home}/mnt"):
+        os.chown(path, USER, USER)
+    mode = os.stat("/dev/fuse").st_mode
+    os.chmod("/dev/fuse", 0o666)
+    result = tool(site, "mount", f"{home}/store", f"{home}/mnt", user=USER)
+    assert result.returncode == 0, result.stderr
+    with open(f"{home}/store/LOCK") as f:
+        pid = int(f.read())
+    run_child(put, f"{home}/mnt/k", b"v", user=USER)
+    yield f"{home}/store", f"{home}/mnt", pid
+    while find_mount(f"{home}/mnt"):
+        sysx.umount(f"{home}/mnt", sysx.MNT_DETACH)
+    os.chmod("/dev/fuse", mode & 0o777)
+
+
+def test_an_ordinary_user_clears_a_busy_dead_mount(site, user_mount, busy):
+    store, mnt, pid = user_mount
+    client = busy(mnt, USER)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: run_child(fails_with, os.listdir, mnt, user=USER) in GONE)
+    result = tool(site, "mount", store, mnt, user=USER)
+    assert result.returncode == 0, result.stderr
+    with open(f"{store}/LOCK") as f:
+        second = int(f.read())
+    assert second != pid
+    os.kill(second, signal.SIGKILL)
+    eventually(lambda: run_child(fails_with, os.listdir, mnt, user=USER) in GONE)
+    result = tool(site, "umount", mnt, user=USER)
+    assert result.returncode == 0, result.stderr
+    assert not is_mounted(mnt)
+    client.kill()
+
+
+def test_a_mount_that_does_not_answer_is_taken_away_by_force(site, mount):
+    """The daemon is stopped from outside. Neither command may wait for it for long; --force ends what waits on it."""
+    m = mount()
+    m.write("k", b"v")
+    os.kill(m.pid, signal.SIGSTOP)
+    try:
+        client = Child(fails_with, os.listdir, m.mnt)
+        start = time.monotonic()
+        result = tool(site, "umount", "--force", "--timeout=0", m.mnt)
+        assert time.monotonic() - start < Deadline(5).seconds
+        assert result.returncode == 1 and "still at work" in result.stderr  # it cannot end before it goes on
+        assert client.result(5) in GONE
+        assert not is_mounted(m.mnt)
+    finally:
+        os.kill(m.pid, signal.SIGCONT)
+    assert m.process.wait(20) == 0
     m.process = None
-    m.start(io_uring=io_uring)
-    assert m.read("before") == b"v" * 1000
-    assert m.stats()["corrupt_records"] == 0
 
 
-def test_an_ordinary_stop_of_a_stuck_daemon_ends_too(mount, disk):
-    """SIGTERM while a request is stuck: what can be answered is, then the limit ends it, with a status that says so."""
-    m = mount(store=f"{disk.point}/store", watchdog="2s")
-    m.allow("event=no_progress", "event=stuck", "event=libfuse")
-    disk.freeze()
-    client = Child(fails_with, put, m.path("stuck"), os.urandom(300_000), True)
-    eventually(lambda: "event=no_progress" in m.log(), 10)
-    os.kill(m.pid, signal.SIGTERM)
-    assert client.result(15) in GONE
-    disk.thaw()
-    assert m.process.wait(10) == -signal.SIGABRT
-    m.process = None
-    m.clear()
+def test_commands_do_not_wait_for_a_mount_that_does_not_answer(site, mount):
+    m = mount()
+    os.kill(m.pid, signal.SIGSTOP)
+    try:
+        commands = [Child(tool, site, "umount", m.mnt), Child(tool, site, "mount", m.store, m.mnt)]
+        for result in [command.result(30) for command in commands]:
+            assert result.returncode == 1
+            assert "larder umount --force" in result.stderr
+    finally:
+        os.kill(m.pid, signal.SIGCONT)
+    assert is_mounted(m.mnt)
 
 
-def test_without_a_limit_a_stuck_daemon_waits_and_goes_on(mount, disk, opened):
-    m = mount(store=f"{disk.point}/store", watchdog="off")
-    fd = opened(m.path("stuck"))
-    disk.freeze()
-    client = Child(write_and_sync, fd)
-    with pytest.raises(DeadlinePassed):
-        eventually(lambda: m.process.poll() is not None, 1)
-    disk.thaw()
-    client.result(20)
-    m.stop(signal.SIGTERM)
+# ---- the unit of packaging/ ----
+
+UNITS = ["larder@.service", "larder-user@.service"]
+
+
+def unit_lines(source_dir, name):
+    with open(os.path.join(source_dir, "packaging", name)) as f:
+        return [line.rstrip("\n") for line in f]
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_unit_serves_and_clears(site, mount, workdir, source_dir, name):
+    """Its commands as systemd would run them: ExecStart becomes ready, is killed, ExecStopPost clears the mount."""
+    m = mount(start=False)
+    values = {"%f": m.mnt, "${LARDER_STORE}": m.store, "${LARDER_OPTIONS}": "quota=64M"}
+
+    def command(key):
+        line = next(line for line in unit_lines(source_dir, name) if line.startswith(key + "="))
+        words = line.partition("=")[2].lstrip("-").split()
+        words[0] = {"mount.larder": site.daemon, "larder": site.tool}[words[0]]
+        return [values.get(word, word) for word in words]
+
+    listener = NotifySocket(site, f"{workdir}/notify", usec=1_000_000)
+    m.argv = lambda: command("ExecStart")
+    m.start()
+    assert listener.wait_for("READY")["MAINPID"] == str(m.pid)
+    listener.wait_for("WATCHDOG")
+    m.write("k", b"v")
+    m.kill(clear=False)
+    result = site.run(command("ExecStopPost"))
+    assert result.returncode == 0, result.stderr
+    assert not is_mounted(m.mnt)
+    m.start()
+    assert m.read("k") == b"v"
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_understands_the_unit(site, workdir, source_dir, name, need_program):
+    """systemd-analyze finds nothing unknown in it."""
+    path = os.path.join(workdir, name.replace("@", "@x"))
+    with open(path, "w") as f:
+        for line in unit_lines(source_dir, name):
+            f.write(line.replace("=mount.larder", f"={site.daemon}").replace("-larder ", f"-{site.tool} ")
+                    .replace("man:mount.larder(8)", "https://example.org") + "\n")
+    result = site.run([need_program("systemd-analyze"), "verify", "--man=no", path])
+    assert result.returncode == 0 and name.replace("@", "@x") not in result.stderr, result.stderr

@@ -75,37 +75,48 @@ def evicted_inodes(site, count):
     return [("keys evicted", count, rss_bytes(mount.pid) - before)]
 
 
-def open_many(directory, count, size):
+def open_many(directory, first, count, size, ready_fd, go_fd):
     """Opens count files, all at once; how many it got, and the errno that ended it."""
-    fds = []
+    fds, error = [], 0
     try:
-        for i in range(count):
+        for i in range(first, first + count):
             fd = os.open(os.path.join(directory, f"o{i}"), os.O_RDWR | os.O_CREAT, 0o644)
             fds.append(fd)
             if size:
                 os.write(fd, b"y" * 512)
                 os.ftruncate(fd, size)
-                os.fsync(fd)
-    except OSError as error:
-        return len(fds), error.errno
-    finally:
-        for fd in fds:
-            os.close(fd)
-    return len(fds), 0
+    except OSError as failed:
+        error = failed.errno
+    os.write(ready_fd, b"x")
+    os.read(go_fd, 1)
+    for fd in fds:
+        os.close(fd)
+    return len(fds), error
 
 
-def open_files(site, count, size=0):
-    """One client's open files; it may be told EMFILE or ENFILE, nothing else."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 1000, max(count + 1000, resource.getrlimit(
-        resource.RLIMIT_NOFILE)[1])))
+def open_files(site, count, size=0, processes=8):
+    """Files open at once, in several processes; they may be told EMFILE or ENFILE, nothing else."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (resource.getrlimit(resource.RLIMIT_NOFILE)[1],))
     mount = site.mount(quota="8G")
     before = rss_bytes(mount.pid)
-    got, error = run_child(open_many, mount.mnt, count, size, timeout=1200)
-    assert error in (0, errno.EMFILE, errno.ENFILE), os.strerror(error)
-    mount.write("after", b"still works")
-    assert mount.read("after") == b"still works"
-    return [(f"files of {size} bytes open at once (client told: {os.strerror(error)})", got,
-             rss_bytes(mount.pid, "VmHWM") - before)]
+    (ready, ready_end), (go_end, go) = os.pipe(), os.pipe()
+    each = -(-count // processes)
+    children = [Child(open_many, mount.mnt, i * each, each, size, ready_end, go_end) for i in range(processes)]
+    for _ in children:
+        os.read(ready, 1)
+    mount.write("meanwhile", b"still works")
+    assert mount.read("meanwhile") == b"still works"
+    held = mount.stats()["open_files"]
+    grown = rss_bytes(mount.pid, "VmHWM") - before
+    os.write(go, b"x" * processes)
+    results = [child.result(600) for child in children]
+    for fd in (ready, ready_end, go_end, go):
+        os.close(fd)
+    errors = {error for _, error in results if error}
+    assert errors <= {errno.EMFILE, errno.ENFILE}, [os.strerror(error) for error in errors]
+    assert held >= sum(got for got, _ in results)
+    told = ", ".join(os.strerror(error) for error in errors) or "nothing"
+    return [(f"files of {size} bytes open at once (clients told: {told})", held, grown)]
 
 
 def open_big_files(site, count):
