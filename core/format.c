@@ -31,6 +31,7 @@ static int entry_take(const struct record_view *view, uint32_t *offset, struct e
 #define TOUCH_BODY_BYTES 16u
 #define RECALL_BODY_BYTES 8u /* and the nodes */
 #define RECALL_NODE_BYTES 8u
+#define CHANGED_LOOK_BACK 4u
 #define END_BODY_BYTES 65u
 #define VALUE_BYTES 48u  /* struct value as packed inside NODE, from offset 80 */
 #define VALUE_OFFSET 80u /* in a NODE body */
@@ -522,13 +523,13 @@ int record_begin(struct record_buffer *rb)
     return 0;
 }
 
-/* A few entries in a row are usually about one node. */
+/* A few entries in a row are usually about one node; one named twice over a longer way does no harm. */
 void record_changes(struct record_buffer *rb, uint64_t node)
 {
     uint32_t known = MIN(rb->changed_count, RECALL_NODES_MAX);
 
-    for (uint32_t i = known; i-- > 0;) {
-        if (rb->changed[i] == node)
+    for (uint32_t i = 1; i <= MIN(known, CHANGED_LOOK_BACK); i++) {
+        if (rb->changed[known - i] == node)
             return;
     }
     if (known < RECALL_NODES_MAX)
@@ -666,7 +667,7 @@ int record_add_recall(struct record_buffer *rb, uint64_t first_seq, const uint64
     uint8_t *body;
     int r;
 
-    assert(count <= RECALL_RECORDS * RECALL_NODES_MAX);
+    assert(count <= RECALL_NODES_MAX);
     r = entry_add(rb, ENTRY_RECALL, RECALL_BODY_BYTES + (size_t)count * RECALL_NODE_BYTES, &body);
     if (r < 0)
         return r;
@@ -948,7 +949,7 @@ static int touch_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *
 static int recall_unpack(const uint8_t *body, uint32_t bytes, struct entry_view *ret_entry)
 {
     if (bytes < RECALL_BODY_BYTES || (bytes - RECALL_BODY_BYTES) % RECALL_NODE_BYTES != 0 ||
-        bytes - RECALL_BODY_BYTES > RECALL_RECORDS * RECALL_NODES_MAX * RECALL_NODE_BYTES)
+        bytes - RECALL_BODY_BYTES > RECALL_NODES_MAX * RECALL_NODE_BYTES)
         return -EBADMSG;
     ret_entry->recall.first_seq = read_le64(body);
     ret_entry->recall.nodes = body + RECALL_BODY_BYTES;

@@ -101,10 +101,10 @@ enum entry_type {
                          changed. Says nothing about them, unless one of those records is damaged */
 };
 
-/* How many records before it a record recalls, and how many nodes of each at most: one that changed more is not
- * recalled, nor is any before it. Four records of the usual size are more than a sector. */
+/* How many records before it a record recalls, newest first, and how many nodes of them together: where they are more, the
+ * older records are not recalled. Four records of the usual size are more than a sector; 256 nodes are a batch of expiry. */
 #define RECALL_RECORDS 4u
-#define RECALL_NODES_MAX 64u
+#define RECALL_NODES_MAX 256u
 
 /* NODE body: 160 bytes fixed, then TLVs up to body_bytes.
  *     0   8 id                generation << 32 | slot

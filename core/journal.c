@@ -327,17 +327,17 @@ static void recall_add_node(uint64_t *nodes, uint32_t *count, uint64_t node)
 }
 
 /* What the last records changed goes into this one as well: should one of them be damaged, replay knows whom it was
- * about. A record that changed too many for that hides those before it. */
+ * about. One that changed too many for that hides those before it. */
 static void journal_add_recall_locked(struct journal *j, struct record_buffer *rb, uint64_t seq)
 {
-    uint64_t nodes[RECALL_RECORDS * RECALL_NODES_MAX];
+    uint64_t nodes[RECALL_NODES_MAX];
     uint64_t first_seq = seq;
     uint32_t count = 0;
 
     while (first_seq > 1 && seq - first_seq < RECALL_RECORDS) {
         const struct recalled *before = &j->recalled[(first_seq - 1) % RECALL_RECORDS];
 
-        if (before->seq != first_seq - 1)
+        if (before->seq != first_seq - 1 || count + before->count > RECALL_NODES_MAX)
             break;
         for (uint32_t i = 0; i < before->count; i++)
             recall_add_node(nodes, &count, before->nodes[i]);
