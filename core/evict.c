@@ -100,16 +100,33 @@ void evict_unhold_all(struct evict *e, const struct tree *t)
         evict_unhold(e, t, tree_slot(t, e->held_tail));
 }
 
+#define KEYS_FEW 8192u
+
 struct use_key {
     uint64_t used_ns;
     uint32_t slot;
 };
 
-/* Least significant digit first, 16 bits a pass; a pass in which all digits agree is skipped. */
+static int key_compare(const void *a, const void *b) /* qsort */
+{
+    const struct use_key *x = a, *y = b;
+
+    if (x->used_ns != y->used_ns)
+        return x->used_ns < y->used_ns ? -1 : 1;
+    return x->slot < y->slot ? -1 : x->slot > y->slot;
+}
+
+/* Least significant digit first, 16 bits a pass; a pass in which all digits agree is skipped. Few are not worth
+ * the table. */
 static int keys_sort(struct use_key *keys, struct use_key *spare, size_t count)
 {
-    _cleanup_free_ size_t *starts = calloc(65536, sizeof(*starts));
+    _cleanup_free_ size_t *starts = NULL;
 
+    if (count < KEYS_FEW) {
+        qsort(keys, count, sizeof(*keys), key_compare);
+        return 0;
+    }
+    starts = calloc(65536, sizeof(*starts));
     if (!starts)
         return -ENOMEM;
     for (unsigned shift = 0; shift < 64; shift += 16) {
