@@ -133,7 +133,7 @@ static int open_dir(const char *path, bool read_only, int *ret_fd, struct errtex
 static bool is_our_name(const char *name)
 {
     return strcmp(name, "LOCK") == 0 || strcmp(name, "CACHEDIR.TAG") == 0 || strcmp(name, "lost+found") == 0 ||
-           strcmp(name, "FORMAT.tmp") == 0 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+           strcmp(name, "FORMAT.tmp") == 0 || strcmp(name, "CACHEDIR.TAG.tmp") == 0 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
 struct foreign_scan {

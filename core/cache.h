@@ -33,7 +33,9 @@
  *   K1  a value's bytes are written before the record that points to them;
  *   K2  a record is written before the request that caused it is answered;
  *   K3  the record that lets go of bytes is written before the bytes are let go;
- *   K4  bytes moved by cleaning are synced, and so is the record that says so, before the old ones go.
+ *   K4  bytes moved by cleaning are synced, and so is the record that says so, before the old ones go;
+ *   K5  when a name goes from one fsynced value to another (rename), the record is durable before the request is
+ *       answered and before the replaced bytes are let go: a power cut shows one of the two.
  *
  * Invariants, checked by cache_check_invariants in -Dinvariants=true builds:
  *   C-I1  every linked evictable node is in exactly one recency list, no other is in any (E2).

@@ -579,6 +579,16 @@ static bool same_bytes(const struct value *a, const struct value *b)
     return a->kind == b->kind && a->kind != VALUE_EMPTY && a->kind != VALUE_SEGMENT && a->big_id == b->big_id;
 }
 
+/* A durable commit is done: from now on the value is not to be lost, also not by what another one does (K5). */
+static void note_fsynced(struct open_node *on)
+{
+    struct larder *l = on->l;
+
+    lock_take(&l->lock);
+    tree_node(l->tree, on->id)->flags |= NODE_FSYNCED;
+    lock_give(&l->lock);
+}
+
 /* The node gets its new value and the record says so. Cache lock held. */
 static int publish(struct larder *l, struct open_node *on, const struct value *v, bool is_write, struct value *ret_old)
 {
@@ -594,6 +604,7 @@ static int publish(struct larder *l, struct open_node *on, const struct value *v
     cache_count_value(l, v, +1);
     on->uncommitted = false;
     if (is_write) {
+        n->flags &= ~(unsigned)NODE_FSYNCED;
         n->written_ns = cache_now(l);
         COUNT(l, puts);
         if (ret_old->kind != VALUE_EMPTY)
@@ -635,6 +646,8 @@ static int commit_value(struct open_node *on, const struct value *v, bool is_wri
     r = log_write(l, seq, durable);
     if (r < 0)
         return r; /* the old bytes stay: the record that lets go of them may not be there (K3) */
+    if (durable)
+        note_fsynced(on);
     if (!same_bytes(&old, v))
         drop_replaced(on, &old);
     else if (old.sums_place.segment_no && (old.sums_place.segment_no != v->sums_place.segment_no ||
@@ -677,6 +690,8 @@ static int commit_unchanged(struct open_node *on, bool durable)
     lock_give(&l->lock);
     if (r == 0)
         r = log_write(l, seq, durable);
+    if (r == 0 && durable)
+        note_fsynced(on);
     return r;
 }
 

@@ -51,13 +51,14 @@ static void touch_dir(struct larder *l, struct node *dir)
 /* What a request leaves behind for after the lock: the record to write, then the values to let go (K3). */
 struct aftermath {
     uint64_t seq;
+    bool durable; /* the record, too */
     struct value values[2];
     unsigned value_count;
 };
 
 static int aftermath_settle(struct larder *l, const struct aftermath *a)
 {
-    int r = log_write(l, a->seq, false);
+    int r = log_write(l, a->seq, a->durable);
 
     if (!log_lets_go(r))
         return r;
@@ -784,6 +785,12 @@ static bool rename_lacks_entry(const struct larder *l, const struct renaming *m)
     return m->flags & RENAME_WHITEOUT && !frees_one && entries_are_full(l);
 }
 
+/* One fsynced value takes the place of another: K5. */
+static bool rename_is_durable(const struct renaming *m)
+{
+    return m->over && m->over != m->n && m->n->flags & NODE_FSYNCED && m->over->flags & NODE_FSYNCED;
+}
+
 /* -EAGAIN: commit what was written, make room for an entry, and try again. */
 static int rename_locked(struct larder *l, struct renaming *m, struct aftermath *a)
 {
@@ -793,6 +800,10 @@ static int rename_locked(struct larder *l, struct renaming *m, struct aftermath 
         return r;
     if (drop_if_expired(l, m->n, a))
         return -ENOENT;
+    if (m->over && m->over != m->n && drop_if_expired(l, m->over, a)) {
+        m->over = NULL; /* a miss: nothing is replaced */
+        m->to = NULL;
+    }
     r = rename_check(l, m);
     if (r < 0)
         return r;
@@ -802,6 +813,7 @@ static int rename_locked(struct larder *l, struct renaming *m, struct aftermath 
         return -EAGAIN;
     if (rename_lacks_entry(l, m))
         return -EAGAIN;
+    a->durable = rename_is_durable(m);
     if (m->flags & RENAME_EXCHANGE)
         rename_exchange(l, m);
     else
@@ -868,6 +880,23 @@ static int rename_once(struct larder *l, struct renaming *m)
     lock_give(&l->lock);
     settled = aftermath_settle(l, &after);
     return r < 0 ? r : settled;
+}
+
+bool larder_rename_waits(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,
+                         const char *new_name, size_t new_name_bytes)
+{
+    struct renaming m = {.parent = parent,
+                         .new_parent = new_parent,
+                         .name = name,
+                         .new_name = new_name,
+                         .name_bytes = name_bytes,
+                         .new_name_bytes = new_name_bytes};
+    bool waits;
+
+    lock_take(&l->lock);
+    waits = rename_find(l, &m) == 0 && rename_is_durable(&m);
+    lock_give(&l->lock);
+    return waits;
 }
 
 int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,

@@ -344,7 +344,7 @@ static int recover_node(struct larder *l, struct node *n)
         l->policy_dirs += x && ext_has_policy(x);
         return 0;
     }
-    n->flags |= NODE_UNVERIFIED;
+    n->flags |= NODE_UNVERIFIED | NODE_FSYNCED;
     l->entries++;
     node_value(l->tree, n, &v);
     cache_count_value(l, &v, +1);

@@ -132,7 +132,10 @@ int larder_link(struct larder *l, uint64_t node, uint64_t parent, const char *na
 int larder_unlink(struct larder *l, uint64_t parent, const char *name, size_t name_bytes);
 int larder_rmdir(struct larder *l, uint64_t parent, const char *name, size_t name_bytes);
 /* flags: 0, RENAME_NOREPLACE, RENAME_EXCHANGE; RENAME_WHITEOUT as linux/fs.h says (a 0/0 character device is left).
- * A file renamed while written is committed first. */
+ * A file renamed while written is committed first. Where one fsynced file takes the place of another the rename is as
+ * durable as they are on return, so that a power cut shows either: [waits], and larder_rename_waits says so before. */
+bool larder_rename_waits(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,
+                         const char *new_name, size_t new_name_bytes);
 int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,
                   const char *new_name, size_t new_name_bytes, unsigned flags, const struct larder_cred *cred);
 

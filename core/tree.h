@@ -41,6 +41,7 @@ enum node_flag {
     NODE_UNSEALED = 1 << 4, /* value.unsealed */
     NODE_UNVERIFIED = 1 << 5, /* value found at mount: not all of it was read by this process yet */
     NODE_EVICTED = 1 << 6,  /* left without a client's doing: stale to all but those who have it open */
+    NODE_FSYNCED = 1 << 7,  /* its value was promised to survive a power cut; also said of all found at mount */
     NODE_KIND_SHIFT = 8,    /* bits 8..10: enum value_kind */
     NODE_CODEC_SHIFT = 11,  /* bits 11..12: enum codec */
 };

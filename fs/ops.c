@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 
@@ -305,6 +306,44 @@ static void ops_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     reply_error(&c, r);
 }
 
+struct ops_rename_job {
+    struct worker_job job;
+    struct call c;
+    struct larder_cred cred;
+    uint64_t parent, new_parent;
+    unsigned flags;
+    char name[OPS_NAME_MAX + 1], new_name[OPS_NAME_MAX + 1];
+};
+
+static void ops_rename_run(struct worker_job *job)
+{
+    _cleanup_free_ struct ops_rename_job *j = (struct ops_rename_job *)job;
+
+    reply_error(&j->c, larder_rename(j->c.fs->larder, j->parent, j->name, strlen(j->name), j->new_parent, j->new_name,
+                                     strlen(j->new_name), j->flags, &j->cred));
+}
+
+/* A rename that syncs is a worker's job. */
+static void ops_rename_defer(const struct call *c, const struct larder_cred *cred, fuse_ino_t parent, const char *name,
+                             fuse_ino_t new_parent, const char *new_name, unsigned flags)
+{
+    struct ops_rename_job *j = calloc(1, sizeof(*j));
+
+    if (!j) {
+        reply_error(c, -ENOMEM);
+        return;
+    }
+    j->job.run = ops_rename_run;
+    j->c = *c;
+    j->cred = *cred;
+    j->parent = parent;
+    j->new_parent = new_parent;
+    j->flags = flags;
+    (void)snprintf(j->name, sizeof(j->name), "%s", name); /* ops_check_name: it fits */
+    (void)snprintf(j->new_name, sizeof(j->new_name), "%s", new_name);
+    ops_defer(c, &j->job);
+}
+
 static void ops_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t new_parent,
                        const char *new_name, unsigned flags)
 {
@@ -314,6 +353,10 @@ static void ops_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse
 
     if (r == 0)
         r = ops_check_name(new_parent, new_name);
+    if (r == 0 && larder_rename_waits(c.fs->larder, parent, name, strlen(name), new_parent, new_name, strlen(new_name))) {
+        ops_rename_defer(&c, &cred, parent, name, new_parent, new_name, flags);
+        return;
+    }
     if (r == 0)
         r = larder_rename(c.fs->larder, parent, name, strlen(name), new_parent, new_name, strlen(new_name),
                           flags, &cred);

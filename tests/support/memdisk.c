@@ -466,7 +466,8 @@ static int open_locked(struct memdisk *d, int dir_fd, const char *path, int flag
     ino = inode_new(d, S_IFREG | (mode & 07777));
     name_add(d, dir, last, ino);
     fd = file_open(d, ino, flags);
-    tell(d, (struct memdisk_event){.change = MEMDISK_CREATE, .ino = ino, .dir = dir, .name = last});
+    tell(d, (struct memdisk_event){
+                .change = MEMDISK_CREATE, .ino = ino, .dir = dir, .name = last, .mode = S_IFREG | (mode & 07777)});
     return fd;
 }
 
@@ -746,7 +747,8 @@ static int mkdir_locked(struct memdisk *d, uint64_t dir, const char *path, mode_
         return -ENOSPC;
     ino = inode_new(d, S_IFDIR | (mode & 07777));
     name_add(d, dir, last, ino);
-    tell(d, (struct memdisk_event){.change = MEMDISK_CREATE, .ino = ino, .dir = dir, .name = last});
+    tell(d, (struct memdisk_event){
+                .change = MEMDISK_CREATE, .ino = ino, .dir = dir, .name = last, .mode = S_IFDIR | (mode & 07777)});
     return 0;
 }
 
@@ -922,7 +924,7 @@ struct memdisk *memdisk_new(void)
     return d;
 }
 
-struct memdisk *memdisk_clone(struct memdisk *from)
+static struct memdisk *disk_copy(struct memdisk *from, bool nameless)
 {
     struct memdisk *d = disk_alloc();
 
@@ -932,8 +934,7 @@ struct memdisk *memdisk_clone(struct memdisk *from)
     d->inodes = must(malloc(d->inode_count * sizeof(struct inode)));
     for (uint64_t i = 0; i < d->inode_count; i++) {
         const struct inode *in = &from->inodes[i];
-        /* nothing is open on the clone, so what only descriptors held is not there */
-        d->inodes[i] = (struct inode){.body = in->links > 0 ? in->body : NULL, .links = in->links};
+        d->inodes[i] = (struct inode){.body = in->links > 0 || nameless ? in->body : NULL, .links = in->links};
         if (d->inodes[i].body) {
             atomic_fetch_add_explicit(&in->body->refs, 1, memory_order_relaxed);
             d->used_pages += pages_taken(in->body);
@@ -941,6 +942,17 @@ struct memdisk *memdisk_clone(struct memdisk *from)
     }
     (void)pthread_mutex_unlock(&from->lock); /* ours */
     return d;
+}
+
+/* Nothing is open on the clone, so what only descriptors held is not there. */
+struct memdisk *memdisk_clone(struct memdisk *d)
+{
+    return disk_copy(d, false);
+}
+
+struct memdisk *memdisk_clone_all(struct memdisk *d)
+{
+    return disk_copy(d, true);
 }
 
 void memdisk_free(struct memdisk *d)
@@ -1093,6 +1105,30 @@ uint64_t memdisk_size(struct memdisk *d, uint64_t ino)
 void memdisk_put_size(struct memdisk *d, uint64_t ino, uint64_t bytes)
 {
     body_own(d, ino)->size_bytes = bytes;
+}
+
+void memdisk_put_end(struct memdisk *d, uint64_t ino, uint64_t bytes)
+{
+    struct body *b = body_own(d, ino);
+
+    cut_pages(d, b, bytes);
+    b->size_bytes = bytes;
+}
+
+void memdisk_put_allocated(struct memdisk *d, uint64_t ino, uint64_t page_index)
+{
+    struct body *b = body_own(d, ino);
+
+    pages_reach(b, page_index + 1);
+    if (!b->pages[page_index])
+        page_set(d, b, page_index, &zero_page);
+}
+
+bool memdisk_is_hole(struct memdisk *d, uint64_t ino, uint64_t page_index)
+{
+    struct inode *in = inode_of(d, ino);
+
+    return in && (page_index >= in->body->page_count || !in->body->pages[page_index]);
 }
 
 void memdisk_put_inode(struct memdisk *d, uint64_t ino, mode_t mode)

@@ -49,6 +49,7 @@ struct memdisk_event {
     uint64_t ino, dir, to_dir;
     const char *name, *to_name;
     uint64_t offset, bytes, size_bytes, old_size_bytes;
+    mode_t mode; /* CREATE */
 };
 
 typedef void (*memdisk_observer)(void *ctx, struct memdisk *d, const struct memdisk_event *event);
@@ -79,8 +80,12 @@ const uint8_t *memdisk_page_data(const struct memdisk_page *page);
 void memdisk_put_sectors(struct memdisk *d, uint64_t ino, uint64_t page_index, unsigned sectors, struct memdisk_page *page);
 uint64_t memdisk_size(struct memdisk *d, uint64_t ino);
 void memdisk_put_size(struct memdisk *d, uint64_t ino, uint64_t bytes);  /* pages beyond stay, unseen, until settled */
+void memdisk_put_end(struct memdisk *d, uint64_t ino, uint64_t bytes);   /* size, and what is beyond goes: truncate */
+void memdisk_put_allocated(struct memdisk *d, uint64_t ino, uint64_t page_index); /* if a hole: takes a block, zeros */
+bool memdisk_is_hole(struct memdisk *d, uint64_t ino, uint64_t page_index);
 void memdisk_put_inode(struct memdisk *d, uint64_t ino, mode_t mode);    /* empty; there already is fine */
 void memdisk_put_name(struct memdisk *d, uint64_t dir, const char *name, uint64_t ino); /* ino 0: removes it */
+struct memdisk *memdisk_clone_all(struct memdisk *d); /* inodes without a name, too, until it is settled */
 /* What the file system's own recovery does: inodes without a name go, and so does what lies beyond a file's end. */
 void memdisk_settle(struct memdisk *d);
 /* One line per file: path, inode, size, blocks. For a person. */
