@@ -7,10 +7,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/landlock.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/vfs.h>
 
@@ -221,6 +223,18 @@ static void look_at_passthrough(struct doctor *d)
         (void)find_say(d, VERDICT_OK, "passthrough", "offered, and this user may");
 }
 
+static void look_at_landlock(struct doctor *d)
+{
+    long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+
+    if (abi > 0)
+        (void)find_say(d, VERDICT_OK, "landlock", "ABI %ld: daemons see their store only", abi);
+    else
+        advise(
+            find_say(d, VERDICT_NOTE, "landlock", "not offered by this kernel"),
+            "daemons are confined without it; Linux 5.13 with landlock among its security modules (lsm=landlock,...)");
+}
+
 static void look_at_descriptors(struct doctor *d)
 {
     struct rlimit limit;
@@ -238,7 +252,8 @@ static void look_at_descriptors(struct doctor *d)
 
 /* ---- a mount ---- */
 
-static void look_at_facility(struct doctor *d, const char *mountpoint, const char *name, const char *key)
+static void look_at_facility(struct doctor *d, const char *mountpoint, enum verdict lacking, const char *name,
+                             const char *key)
 {
     char text[512];
     size_t word;
@@ -249,7 +264,7 @@ static void look_at_facility(struct doctor *d, const char *mountpoint, const cha
     if (strncmp(text, "on", word) == 0)
         (void)find_say(d, VERDICT_OK, name, "in use");
     else
-        advise(find_say(d, VERDICT_SLOW, name, "not in use"), "%s", text[word] ? text + word + 1 : "");
+        advise(find_say(d, lacking, name, "not in use"), "%s", text[word] ? text + word + 1 : "");
 }
 
 static void look_at_mount(struct doctor *d, const struct mount_entry *m)
@@ -265,8 +280,12 @@ static void look_at_mount(struct doctor *d, const struct mount_entry *m)
         pid[strcspn(pid, " ")] = '\0';
     (void)find_say(d, VERDICT_OK, "mount", "%s, served by process %s, store %s", m->path,
                    pid[0] ? pid : "unknown", m->source);
-    look_at_facility(d, m->path, "mount: io_uring", "io_uring_active");
-    look_at_facility(d, m->path, "mount: passthrough", "passthrough_active");
+    look_at_facility(d, m->path, VERDICT_SLOW, "mount: io_uring", "io_uring_active");
+    look_at_facility(d, m->path, VERDICT_SLOW, "mount: passthrough", "passthrough_active");
+    look_at_facility(d, m->path, VERDICT_NOTE, "mount: no_new_privs", "no_new_privs_active");
+    look_at_facility(d, m->path, VERDICT_NOTE, "mount: landlock", "landlock_active");
+    look_at_facility(d, m->path, VERDICT_NOTE, "mount: drop_caps", "drop_caps_active");
+    look_at_facility(d, m->path, VERDICT_NOTE, "mount: seccomp", "seccomp_active");
 }
 
 /* ---- a store ---- */
@@ -422,6 +441,7 @@ static void look_at_machine(struct doctor *d)
     look_at_program(d);
     look_at_uring(d);
     look_at_passthrough(d);
+    look_at_landlock(d);
     look_at_descriptors(d);
 }
 
