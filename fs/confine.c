@@ -398,6 +398,8 @@ static int confine_load(scmp_filter_ctx ctx)
     if (r == 0)
         r = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
     if (r == 0)
+        r = seccomp_attr_set(ctx, SCMP_FLTATR_API_SYSRAWRC, 1); /* what the kernel said, not ECANCELED */
+    if (r == 0)
         r = seccomp_attr_set(ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
     return r < 0 ? r : seccomp_load(ctx);
 }
@@ -476,7 +478,7 @@ static const char *confine_advice(enum confine_measure measure, int error)
         return measure == CONFINE_LANDLOCK
                    ? "the kernel has none, or not enabled (Linux 5.13, lsm=landlock,...)"
                    : "the kernel has none";
-    if (error == EPERM && (measure == CONFINE_LANDLOCK || measure == CONFINE_SECCOMP))
+    if ((error == EPERM || error == EACCES) && (measure == CONFINE_LANDLOCK || measure == CONFINE_SECCOMP))
         return "it needs no_new_privs";
     return strerror(error);
 }
