@@ -186,6 +186,12 @@ def need_program():
 
 
 @pytest.fixture
+def lacking():
+    """lacking("no overlay"): this machine cannot run the test; a skip, or a failure where everything must be there."""
+    return skip_or_fail
+
+
+@pytest.fixture
 def seed(request, site):
     """For random tests: --seed, or a new one; kept with the evidence of a failure."""
     chosen = request.config.getoption("--seed")

@@ -367,7 +367,7 @@ def test_relative_paths_work_in_the_background(mount, site):
     assert os.path.exists(os.path.join(m.store, "FORMAT"))
 
 
-def test_mount_8_and_fstab(mount, site, need_program):
+def test_mount_8_and_fstab(mount, site, need_program, lacking):
     """mount -t larder finds the helper in its path; here a private mount namespace lends it a /sbin of its own."""
     m = mount(start=False)
     helper = os.path.join(site.workdir, "sbin")
@@ -387,7 +387,7 @@ def test_mount_8_and_fstab(mount, site, need_program):
         daemon = m.daemon_of_store()
         eventually(lambda: not os.path.exists(f"/proc/{daemon}"), 20, "the daemon ends after umount")
     if "unknown filesystem type" in result.stderr:
-        pytest.skip("mount(8) cannot be lent a helper here: no overlay")
+        lacking("mount(8) cannot be lent a helper here: no overlay")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "value\nquota 64M command line\n"
 
@@ -447,7 +447,7 @@ print("all done")
 """
 
 
-def test_an_ordinary_user_mounts_through_fusermount3(site, need_program):
+def test_an_ordinary_user_mounts_through_fusermount3(site, need_program, lacking):
     """All of it in a private mount namespace: mount, use, unmount, mount again, SIGTERM."""
     need_program("fusermount3")
     need_program("setpriv")
@@ -463,7 +463,7 @@ def test_an_ordinary_user_mounts_through_fusermount3(site, need_program):
     result = site.run(["unshare", "--mount", "sh", "-c", USER_SCRIPT.format(
         work=site.workdir, python=sys.executable, script=script, daemon=daemon, user=user)], 60)
     if result.returncode and "fusermount3: mount failed: Operation not permitted" in result.stderr:
-        pytest.skip("this machine does not let users mount")
+        lacking("this machine does not let users mount")
     assert result.returncode == 0 and result.stdout == "all done\n", result.stderr
 
 
