@@ -6,6 +6,7 @@
  *   daemon                                  helper
  *   ask socket    "?"            →          forks a child: stat of the mount point, device number → reply
  *   detach socket "?"            →          umount if the device is still the same → reply
+ *   detach socket "!"            →          end the connection, no reply: the daemon is about to die
  *   end of file on either        →          exit
  *
  * Two sockets, because a detach must not queue behind an ask that waits for a daemon which does not answer.
@@ -28,6 +29,7 @@
 
 #include "fs/fs.h"
 
+#define HELPER_ABORT '!'
 #define HELPER_MAGIC 0x504c4548u /* "HELP" */
 #define HELPER_FIRST_FD 3        /* its two sockets; 0 to 2 are /dev/null */
 #define HELPER_OLD_FDS_MAX 1024  /* closed one by one where there is no close_range(2) (before Linux 5.9) */
@@ -107,8 +109,8 @@ static void helper_serve_detach(struct helper_self *self)
     helper_reply(HELPER_DETACH, r, self->device);
 }
 
-/* False at the end of the line: the daemon is gone. */
-static bool helper_take(enum helper_line line)
+/* The request; 0 at the end of the line: the daemon is gone. */
+static char helper_take(enum helper_line line)
 {
     char request;
     ssize_t n;
@@ -116,7 +118,14 @@ static bool helper_take(enum helper_line line)
     do
         n = recv(HELPER_FIRST_FD + (int)line, &request, sizeof(request), 0);
     while (n < 0 && errno == EINTR);
-    return n == sizeof(request);
+    return n == sizeof(request) ? request : 0;
+}
+
+static void helper_serve_abort(struct helper_self *self)
+{
+    if (!self->device[0])
+        (void)mountpoint_device(self->mountpoint, self->device);
+    (void)mountpoint_abort(self->mountpoint, self->device); /* nobody is left to be told */
 }
 
 __attribute__((noreturn)) static void helper_main(const char *mountpoint)
@@ -134,9 +143,14 @@ __attribute__((noreturn)) static void helper_main(const char *mountpoint)
             continue;
         /* What was asked before the end is done before the end. */
         if (lines[HELPER_DETACH].revents) {
-            if (!helper_take(HELPER_DETACH))
+            char request = helper_take(HELPER_DETACH);
+
+            if (!request)
                 _exit(0);
-            helper_serve_detach(&self);
+            if (request == HELPER_ABORT)
+                helper_serve_abort(&self);
+            else
+                helper_serve_detach(&self);
         } else if (lines[HELPER_ASK].revents) {
             if (!helper_take(HELPER_ASK))
                 _exit(0);
@@ -229,6 +243,14 @@ int helper_detach(struct helper *h)
     struct helper_reply reply;
 
     return helper_call(h, HELPER_DETACH, &reply);
+}
+
+void helper_abort(struct helper *h)
+{
+    char request = HELPER_ABORT;
+
+    CHECK_OBJ(h, HELPER_MAGIC);
+    (void)send(h->fds[HELPER_DETACH], &request, sizeof(request), MSG_NOSIGNAL); /* then it is gone, and cannot help */
 }
 
 void helper_free(struct helper *h)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * helper: a process of its own that can do the two things the confined daemon cannot: ask the kernel for the mount
- * point, and take the mount away. It takes no argument with a request, so whoever owns the daemon gains nothing by it.
+ * helper: a process of its own that can do the things the confined daemon cannot: ask the kernel for the mount
+ * point, take the mount away, and end the connection to the kernel. It takes no argument with a request, so whoever owns the daemon gains nothing by it.
  */
 #pragma once
 
@@ -18,5 +18,7 @@ int helper_ask(struct helper *h, char device[MOUNTPOINT_DEVICE_BYTES]);
 /* Takes the mount off the tree if it is (still) the one helper_ask saw. Also while helper_ask waits in another
  * thread. */
 int helper_detach(struct helper *h);
+/* Asks it to end the connection of that mount (mountpoint_abort), and does not wait for that. */
+void helper_abort(struct helper *h);
 /* Ends it, if it has not ended yet. NULL is fine. */
 void helper_free(struct helper *h);

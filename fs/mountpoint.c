@@ -28,6 +28,7 @@
 #define MOUNTPOINT_DEAD_MAX 16 /* dead mounts stacked on one directory that we clear */
 #define MOUNTPOINT_ASK_MS 5000 /* a mount that is silent for so long is stuck */
 #define MOUNTPOINT_ASK_STEP_MS 2
+#define MOUNTPOINT_CONNECTIONS "/sys/fs/fuse/connections" /* fusectl; one directory per minor number */
 #define KERNEL_MAJOR_MIN 5
 #define KERNEL_MINOR_MIN 4
 
@@ -229,6 +230,26 @@ static int mountpoint_ask(const char *path)
     }
     (void)kill(pid, SIGKILL); /* it goes when its request does */
     return -ETIMEDOUT;
+}
+
+int mountpoint_abort(const char *path, const char *device)
+{
+    struct mountpoint_entry entry;
+    char control[sizeof(MOUNTPOINT_CONNECTIONS) + MOUNTPOINT_DEVICE_BYTES + 8];
+    const char *minor_no = strchr(device, ':');
+    int fd, r;
+
+    if (!minor_no || !mountpoint_find(path, &entry) || strcmp(entry.device, device) != 0)
+        return -ENOENT;
+    if (umount2(path, MNT_FORCE | UMOUNT_NOFOLLOW) == 0 || errno == EBUSY)
+        return 0; /* aborted before it was found to be busy */
+    (void)snprintf(control, sizeof(control), MOUNTPOINT_CONNECTIONS "/%s/abort", minor_no + 1);
+    fd = open(control, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    r = write(fd, "1", 1) == 1 ? 0 : -errno;
+    (void)close(fd); /* nothing was kept back */
+    return r;
 }
 
 static bool mountpoint_is_dead(int answer)

@@ -313,7 +313,7 @@ static void *session_ready_main(void *arg)
     if (r == 0)
         r = larder_start(s->fs.larder);
     if (r == 0)
-        r = watchdog_start(s->fs.watchdog);
+        r = watchdog_start(s->fs.watchdog, s->helper);
     if (r == 0) {
         session_announce(s);
         return NULL;

@@ -15,7 +15,8 @@
  *              well again; not one per request.
  *   keepalive  WATCHDOG=1 to the service manager at half its period, as long as the probe comes back within it.
  *   the end    a request, or the probe, without progress for the limit (option watchdog): the connection to the kernel
- *              is ended, so that every waiting call returns with an error, and the process aborts. Killing alone
+ *              is ended, so that every waiting call returns with an error, and the process dies: by SIGKILL when a
+ *              request is in a system call, else by SIGABRT, for the dump of core. Killing alone
  *              would not do: a thread in uninterruptible sleep outlives SIGKILL and keeps the connection open. The
  *              store's lock stays held until that thread is gone, too: its write may still happen, and no
  *              other daemon may have the store before. Nothing is lost that was promised (C2: it is a kill).
@@ -24,7 +25,7 @@
  * twice its length. A suspended machine, SIGSTOP, a debugger are no alarm.
  *
  * System calls of its own, for whoever filters them: fstat, open of /dev/null (at watchdog_new), dup2, getpid, tgkill and
- * rt_sigaction (abort), and what sdnotify.c and log.c need. Fork: none.
+ * rt_sigaction (abort), kill (of itself), sendto, and what sdnotify.c and log.c need. Fork: none.
  */
 #include "fs/watchdog.h"
 
@@ -36,6 +37,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "fs/helper.h"
 #include "fs/log.h"
 #include "fs/options.h"
 #include "fs/sdnotify.h"
@@ -73,7 +75,8 @@ struct watchdog {
     uint64_t limit_ns, tell_ns;         /* (c) limit 0: none */
     uint64_t turn_ns, keepalive_ns;     /* (c) keepalive 0: none is wanted */
     int null_fd;                        /* (c) */
-    dev_t fuse_device;                  /* (c) after watchdog_start */
+    struct helper *helper;              /* (c) after watchdog_start */
+    dev_t fuse_device;                  /* (c) likewise */
     pthread_mutex_t lock;
     pthread_cond_t wake;
     bool stop;                          /* (l) */
@@ -141,10 +144,11 @@ void watchdog_stopping(struct watchdog *w)
 
 /* ---- the end ---- */
 
-/* Every descriptor by which this process holds the connection: /dev/fuse and its clones, and the rings (anonymous
- * inodes have no type in their mode; libfuse's event descriptors among them do no harm). They are replaced, not
- * closed: a number that came free could be given to a file of the store, under a thread that still answers by it.
- * What threads hold for the call they are in they let go when they die. */
+/* Where the helper may not end the connection (an ordinary user's, without fusectl): every descriptor by which this process
+ * holds it, /dev/fuse and its clones, and the rings (anonymous inodes have no type in their mode; libfuse's event
+ * descriptors among them do no harm). They are replaced, not closed: a number that came free could be given to a
+ * file of the store, under a thread that still answers by it. What threads hold for the call they are in they let go
+ * when they die. Only a ring whose own thread is stuck stays: then its clients wait for that thread. */
 static void watchdog_let_go_of_kernel(const struct watchdog *w)
 {
     struct rlimit limit = {.rlim_cur = 1u << 20};
@@ -159,6 +163,15 @@ static void watchdog_let_go_of_kernel(const struct watchdog *w)
     }
 }
 
+/* A dump of core shows a deadlock; but it waits for every thread, and one that waits in the kernel may never come. */
+static bool watchdog_in_system_call(const struct watchdog *w)
+{
+    for (uint32_t i = 0; i < WATCHDOG_SLOTS; i++)
+        if (atomic_load(&w->slots[i].start_ns) && atomic_load(&w->slots[i].progress.waits_in))
+            return true;
+    return false;
+}
+
 __attribute__((noreturn)) static void watchdog_die(const struct watchdog *w, const char *name, const char *waits_in)
 {
     struct sigaction ordinary = {.sa_handler = SIG_DFL};
@@ -168,7 +181,10 @@ __attribute__((noreturn)) static void watchdog_die(const struct watchdog *w, con
              "an error; what was closed or fsynced is kept; when the device answers again: larder mount\"",
              name, waits_in, (double)w->limit_ns / (double)NS_PER_S);
     sdnotify_send("STATUS=stuck in %s (%s): giving up the mount", name, waits_in);
+    helper_abort(w->helper);
     watchdog_let_go_of_kernel(w);
+    if (watchdog_in_system_call(w))
+        (void)kill(getpid(), SIGKILL);
     (void)sigaction(SIGABRT, &ordinary, NULL);
     abort();
 }
@@ -340,7 +356,7 @@ int watchdog_new(struct fs *fs, uint64_t limit_ns, struct watchdog **ret_watchdo
     return 0;
 }
 
-int watchdog_start(struct watchdog *w)
+int watchdog_start(struct watchdog *w, struct helper *helper)
 {
     struct stat st;
     int r;
@@ -349,6 +365,7 @@ int watchdog_start(struct watchdog *w)
     if (fstat(fuse_session_fd(w->fs->session), &st) < 0)
         return -errno;
     w->fuse_device = st.st_rdev;
+    w->helper = helper;
     r = pthread_create(&w->thread, NULL, watchdog_main, w);
     w->started = r == 0;
     return -r;

@@ -6,12 +6,14 @@
 
 #include "fs/fs.h"
 
+struct helper;
 struct watchdog;
 struct watchdog_slot;
 
 /* limit_ns: a request without progress for so long ends the daemon; 0: none does. */
 int watchdog_new(struct fs *fs, uint64_t limit_ns, struct watchdog **ret_watchdog);
-int watchdog_start(struct watchdog *w);
+/* helper: to end the connection by. It outlives the thread. */
+int watchdog_start(struct watchdog *w, struct helper *helper);
 /* Ends the thread, if any. NULL is fine. */
 void watchdog_free(struct watchdog *w);
 
