@@ -385,7 +385,8 @@ class Twins:
 
     def _new_roots(self):
         self.runs += 1
-        roots = [os.path.join(top, f"run{self.runs}", "below") for top in (self.local, self.m.mnt)]
+        run = f"run-{os.path.basename(self.m.mnt)}-{self.runs}"  # a failed turn before may have left its own
+        roots = [os.path.join(top, run, "below") for top in (self.local, self.m.mnt)]
         for root in roots:
             os.makedirs(root)
             os.chmod(os.path.dirname(root), 0o755)

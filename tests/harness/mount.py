@@ -333,10 +333,11 @@ class Site:
         self.loop_disks = []
         self.notes = []
         self.aborted = False
-        here = os.path.dirname(os.path.abspath(__file__))
+        source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        suppressions = os.path.join(source, "packaging", "suppressions")
         self.environment = {**os.environ, "LC_ALL": "C.UTF-8", "UBSAN_OPTIONS": "print_stacktrace=1",
-                            "ASAN_OPTIONS": f"suppressions={here}/asan.suppressions",
-                            "TSAN_OPTIONS": f"suppressions={here}/tsan.suppressions"}
+                            "ASAN_OPTIONS": f"suppressions={suppressions}/asan",
+                            "TSAN_OPTIONS": f"suppressions={suppressions}/tsan"}
 
     def mount(self, start=True, store=None, **options):
         """A new store and mount point; the second of a test gets a pair of its own."""
