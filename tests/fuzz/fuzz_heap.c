@@ -7,6 +7,7 @@
 #include <sanitizer/asan_interface.h>
 #include <string.h>
 
+#include "core/util.h"
 #include "fuzz.h"
 
 #define LARGE_BYTES_MIN (32u << 10)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* fuzz_journal: a store whose journal is the input. Byte 0 is how it is sealed, byte 1 what is done to the store. */
-#include "fuzz.h"
+#include "fuzz_store.h"
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {

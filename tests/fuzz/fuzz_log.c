@@ -12,7 +12,7 @@
  */
 #include <string.h>
 
-#include "fuzz.h"
+#include "fuzz_store.h"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 
 #include "codec.h"
-#include "fuzz.h"
+#include "fuzz_store.h"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -39,6 +39,20 @@ struct segment_build {
 static uint64_t node_of(unsigned index)
 {
     return (uint64_t)(index + 2) << 32 | (index + 2);
+}
+
+static void log_root(struct segment_build *b)
+{
+    struct node_image n = {.id = LARDER_ROOT,
+                           .mode = S_IFDIR | 0755,
+                           .ttl_ns = POLICY_UNSET,
+                           .idle_ns = POLICY_UNSET,
+                           .expires_ns = POLICY_UNSET,
+                           .pin = POLICY_BYTE_UNSET,
+                           .compress = POLICY_BYTE_UNSET};
+
+    FUZZ_CHECK_OK(record_begin(&b->log));
+    FUZZ_CHECK_OK(record_add_node(&b->log, &n));
 }
 
 static void log_file(struct segment_build *b, unsigned index, const struct value *v)
@@ -165,7 +179,7 @@ static void build(struct segment_build *b, struct fuzz_in *in)
     const uint8_t *said = fuzz_take(in, DISK_SEGMENT_HEADER_BYTES, &got);
 
     b->seed = format_seed(fuzz_store_id, 1);
-    FUZZ_CHECK_OK(record_begin(&b->log));
+    log_root(b);
     (void)fuzz_buffer_add(&b->file, NULL, DISK_SEGMENT_HEADER_BYTES);
     format_segment_header_pack(fuzz_store_id, 1, b->file.data);
     if (b->how & SEGMENT_HEADER)
@@ -173,8 +187,6 @@ static void build(struct segment_build *b, struct fuzz_in *in)
     while (in->left >= HEADER && b->count + 2 < RECORDS_MAX)
         build_record(b, in);
     fuzz_store_put("seg-00000001", b->file.data, b->file.used);
-    if (b->count == 0)
-        return;
     memcpy(header.store_id, fuzz_store_id, sizeof(fuzz_store_id));
     format_journal_header_pack(&header, raw);
     (void)fuzz_buffer_add(&log, raw, sizeof(raw));

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 
 #include "cache.h"
-#include "fuzz.h"
+#include "fuzz_store.h"
 
 #define KNOWN_MAX 64u
 #define FUZZ_WALL_NS (1770000000ull * NS_PER_S)
@@ -81,6 +81,15 @@ int fuzz_mount(const struct larder_options *opts, const struct larder_callbacks 
                               .boot_id = "one boot of many"};
 
     return cache_open_on(&host, "fuzzed", opts, callbacks, ret_larder, err);
+}
+
+struct larder *fuzz_mount_whole(const struct larder_options *opts)
+{
+    struct errtext err = {""};
+    struct larder *l;
+
+    FUZZ_CHECK_OK(fuzz_mount(opts, NULL, &l, &err));
+    return l;
 }
 
 struct inspect_source fuzz_inspect_source(void)
@@ -229,6 +238,8 @@ void fuzz_store_init(void)
         return;
     fuzz.disk = memdisk_new();
     put_format();
+    FUZZ_CHECK_OK(memdisk_plant(fuzz.disk, "big", S_IFDIR | 0700, NULL, 0));
+    FUZZ_CHECK_OK(memdisk_plant(fuzz.disk, "big/00", S_IFDIR | 0700, NULL, 0));
     fuzz.bare = memdisk_clone(fuzz.disk);
     make_template();
 }

@@ -2,7 +2,7 @@
 /* fuzz_support: bytes of an input, growing buffers, and an end to the process that leaves nothing behind. */
 #include <string.h>
 
-#include "fuzz.h"
+#include "fuzz_store.h"
 
 uint8_t fuzz_u8(struct fuzz_in *in)
 {
@@ -42,7 +42,7 @@ void *fuzz_buffer_add(struct fuzz_buffer *b, const void *data, size_t bytes)
 {
     uint8_t *at;
 
-    if (b->allocated - b->used < bytes) {
+    if (!b->data || b->allocated - b->used < bytes) {
         b->allocated = MAX(b->allocated * 2, b->used + bytes + 256);
         b->data = realloc(b->data, b->allocated);
         FUZZ_CHECK(b->data);
