@@ -3,9 +3,10 @@
  * policy: ttl, idle, expires, pin and compression that count for a node, and where each was set.
  *
  * The nearest one wins: the node's own, then its directory's, that one's directory's, ..., the mount's, the
- * default. A node with several names belongs to the directory of its first one. Nothing is cached: what a
- * directory is set to counts for all below it from that moment (C3), and a walk costs only where some
- * directory has a policy at all.
+ * default. A file with several names belongs to a directory of its owner's, or of root's, where it has a name in one;
+ * else to that of its newest name. So a link somebody else makes to it takes away no pin and sets no deadline.
+ * Nothing is cached: what a directory is set to counts for all below it from that moment (C3), and a walk costs only
+ * where some directory has a policy at all.
  */
 #include "cache.h"
 
@@ -35,13 +36,25 @@ static uint64_t ext_policy(const struct node_ext *x, enum policy_kind kind)
     return POLICY_UNSET;
 }
 
+static const struct node *policy_parent(const struct larder *l, const struct node *n)
+{
+    const struct dentry *d = tree_dentry(l->tree, n->first_dentry);
+
+    for (; !node_is_dir(n) && n->nlink > 1 && d; d = tree_dentry(l->tree, d->node_next)) {
+        const struct node *parent = tree_slot(l->tree, d->parent);
+        if (parent->uid == n->uid || parent->uid == 0)
+            return parent;
+    }
+    return tree_parent(l->tree, n);
+}
+
 static uint64_t policy_find(const struct larder *l, const struct node *n, enum policy_kind kind,
                             struct policy_source *ret_source)
 {
     enum policy_where where = POLICY_OWN;
     uint64_t value;
 
-    for (; n; n = l->policy_dirs > 0 ? tree_parent(l->tree, n) : NULL, where = POLICY_DIRECTORY) {
+    for (; n; n = l->policy_dirs > 0 ? policy_parent(l, n) : NULL, where = POLICY_DIRECTORY) {
         value = ext_policy(node_ext(l->tree, n), kind);
         if (value == POLICY_UNSET)
             continue;

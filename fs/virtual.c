@@ -5,6 +5,9 @@
  * Numbers have bit 63 set; the engine's never have (generation < 2^31). `.stats` of directory D is D with
  * that bit. The files of .larder take slots the engine cannot have.
  *
+ * Who may read them: `.stats` of a directory who may read the directory, events (they have names in them) the owner of
+ * the mount, the others anyone who gets in. No text but events holds a name of a key.
+ *
  * Lines and series come from LARDER_STATS alone, so a number exists everywhere or nowhere. Names are stable.
  */
 #include "fs/virtual.h"
@@ -69,6 +72,19 @@ uint64_t virtual_find(uint64_t parent, const char *name)
     return strcmp(name, ".stats") == 0 ? parent | VIRTUAL_BIT : VIRTUAL_SPECIAL + VIRTUAL_DIRECTORY;
 }
 
+/* The numbers of a directory are for who may read it. One that is gone is for nobody. */
+static void virtual_stat_subtree(struct fs *fs, uint64_t directory, struct stat *st)
+{
+    struct larder_attr attr;
+
+    st->st_mode = S_IFREG;
+    if (larder_getattr(fs->larder, directory, &attr) < 0)
+        return;
+    st->st_mode |= attr.mode & 0444;
+    st->st_uid = attr.uid;
+    st->st_gid = attr.gid;
+}
+
 void virtual_stat(struct fs *fs, uint64_t ino, struct stat *ret_stat)
 {
     enum virtual_kind kind = virtual_kind_of(ino);
@@ -87,6 +103,8 @@ void virtual_stat(struct fs *fs, uint64_t ino, struct stat *ret_stat)
     ret_stat->st_mtim.tv_sec = fs->start_wall_ns / (int64_t)NS_PER_S;
     ret_stat->st_mtim.tv_nsec = fs->start_wall_ns % (int64_t)NS_PER_S;
     ret_stat->st_atim = ret_stat->st_ctim = ret_stat->st_mtim;
+    if (kind == VIRTUAL_STATS && ino != (LARDER_ROOT | VIRTUAL_BIT))
+        virtual_stat_subtree(fs, ino & ~VIRTUAL_BIT, ret_stat);
     if (kind == VIRTUAL_EVENTS) {
         larder_events_range(fs->larder, &oldest, &newest);
         ret_stat->st_size = (off_t)newest; /* so that tail -f sees it grow */
