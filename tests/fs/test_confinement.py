@@ -42,10 +42,10 @@ def in_force(m, measure):
 
 
 def statuses(pid):
-    """One {field: value} for each thread."""
+    """One {field: value} for each thread; those that end meanwhile are left out."""
     found = []
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/status") as f:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{task}/status") as f:
             found.append(dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line))
     return found
 
