@@ -65,11 +65,24 @@ static uint64_t symlink_bytes(const struct node_image *i)
     return 0;
 }
 
+/* Also of a value that is replaced or dropped further on. */
+static void note_places(struct larder *l, const struct value *v)
+{
+    if (v->kind == VALUE_SEGMENT)
+        store_note_segment(l->store, v->place.segment_no);
+    if (v->kind == VALUE_RAW)
+        store_note_segment(l->store, v->sums_place.segment_no);
+    if (v->kind == VALUE_RAW || v->kind == VALUE_PACKED)
+        store_note_big(l->store, v->big_id);
+}
+
 static int apply_node(struct larder *l, const struct node_image *i)
 {
     struct node *n;
-    int r = node_restore(l->tree, i->id, i->mode, &n);
+    int r;
 
+    note_places(l, &i->value);
+    r = node_restore(l->tree, i->id, i->mode, &n);
     if (r == -EEXIST)
         return 0; /* the slot belongs to a later node already: this one is dead by now */
     if (r < 0)
@@ -155,6 +168,7 @@ static int apply_value(struct larder *l, uint64_t id, const struct value *v)
 {
     struct node *n = tree_node(l->tree, id);
 
+    note_places(l, v);
     return n && node_is_file(n) ? node_set_value(l->tree, n, v) : 0;
 }
 

@@ -481,6 +481,16 @@ void store_close(struct store *st)
 
 /* ---- recovery ---- */
 
+void store_note_segment(struct store *st, uint32_t segment_no)
+{
+    CHECK_OBJ(st, STORE_MAGIC);
+    assert(!st->ready);
+    lock_take(&st->lock);
+    if (segment_no < SEGMENT_NO_MAX && segment_no - st->next_segment_no < SEGMENT_NO_MAX / 2)
+        st->next_segment_no = segment_no + 1;
+    lock_give(&st->lock);
+}
+
 int store_mark_live(struct store *st, struct place place, uint32_t stored_bytes)
 {
     uint64_t end = (uint64_t)place.offset + DISK_VALUE_HEADER_BYTES + stored_bytes;
@@ -491,12 +501,8 @@ int store_mark_live(struct store *st, struct place place, uint32_t stored_bytes)
     assert(!st->ready);
     lock_take(&st->lock);
     seg = store_find_locked(st, place.segment_no);
-    if (!seg) {
-        /* its number was in use: not to be given out again while an old index may still name it */
-        if (place.segment_no < SEGMENT_NO_MAX && place.segment_no - st->next_segment_no < SEGMENT_NO_MAX / 2)
-            st->next_segment_no = place.segment_no + 1;
+    if (!seg)
         goto out;
-    }
     if (place.offset % 8 != 0 || place.offset < DISK_SEGMENT_HEADER_BYTES || end > seg->tail)
         goto out;
     r = segment_reserve_counts_locked(st, seg, seg->block_count);

@@ -79,6 +79,10 @@ int store_open(struct io *io, int dir_fd, struct quota *quota, const struct stor
                struct errtext *err);
 void store_close(struct store *st); /* NULL is fine. Does not sync. */
 
+/* Recovery, single-threaded, for every value the log names, also one that is gone by its end: its segment and big file
+ * numbers are not given out again. A power cut may take the end of the log, and then it is this value that counts. */
+void store_note_segment(struct store *st, uint32_t segment_no);
+void store_note_big(struct store *st, uint64_t big_id);
 /* Recovery, single-threaded, after the index is loaded: tells what lives. A place outside its file or in a
  * segment that is not there is -EBADMSG (the caller drops that node). */
 int store_mark_live(struct store *st, struct place place, uint32_t stored_bytes);

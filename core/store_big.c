@@ -214,6 +214,14 @@ int store_big_scan(struct store *st, struct errtext *err)
     return 0;
 }
 
+void store_note_big(struct store *st, uint64_t big_id)
+{
+    CHECK_OBJ(st, STORE_MAGIC);
+    assert(!st->ready);
+    if (big_id <= BIG_ID_MAX)
+        st->next_big_id = MAX(st->next_big_id, big_id + 1);
+}
+
 int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, uint64_t *ret_disk_bytes)
 {
     uint64_t disk_bytes;
@@ -227,7 +235,6 @@ int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, 
         return -ENOENT;
     if (big_is_marked(st, big_id))
         return -EBADMSG; /* two values in one file: the index is wrong about one of them */
-    st->next_big_id = MAX(st->next_big_id, big_id + 1);
     r = store_big_open(st, big_id, false, &fd);
     if (r < 0)
         return r == -ELOOP || r == -ENXIO || r == -ENOTDIR ? -ENOENT : r;
