@@ -132,6 +132,7 @@ static void observe_name(struct world *w, struct finding *f, unsigned row, uint6
         fail(w, "lookup of %u/%s, which is listed: %s", row, name, strerror(-r));
         return;
     }
+    larder_forget(w->l, attr.ino, 1);
     known = find_known(f, attr.ino);
     if (known) {
         f->child[row][index] = (uint8_t)known;

@@ -313,8 +313,11 @@ static unsigned node_alloc(struct world *w, enum kind kind, uint64_t id)
         fail(w, "the model has no room");
         return 0;
     }
+    if (w->refs[node])
+        larder_forget(w->l, w->ids[node], w->refs[node]);
     w->now.nodes[node] = (struct mnode){.kind = (uint8_t)kind};
     w->ids[node] = id;
+    w->refs[node] = 1; /* every call that makes one gives one */
     return node;
 }
 
@@ -625,6 +628,7 @@ static void op_link(struct world *w)
         return;
     if (!went_well(w, larder_link(w->l, w->ids[node], dir_id(w, to_dir), text, strlen(text), &attr), "link"))
         return;
+    w->refs[node]++;
     put_name(w, to_dir, to_name, node);
     note(w, false, "link %u/n%u to %u/n%u", dir, name, to_dir, to_name);
 }
@@ -704,6 +708,13 @@ static void expire(struct world *w)
 {
     while (cache_expire_due(w->l) == EXPIRE_BATCH)
         ;
+}
+
+void world_expire_all(struct world *w)
+{
+    pass_time(w, 2 * EXPIRE_TICK_NS);
+    note(w, false, "time passes");
+    expire(w);
 }
 
 static void op_ttl(struct world *w)
@@ -796,6 +807,7 @@ static void learn_ids(struct world *w, unsigned dir)
         if (!node || is_due(w, &w->now.nodes[node]))
             continue;
         w->ids[node] = world_lookup(w, dir, name);
+        w->refs[node]++;
         if (w->now.nodes[node].kind == KIND_DIR)
             learn_ids(w, w->now.nodes[node].dir);
     }
@@ -803,6 +815,7 @@ static void learn_ids(struct world *w, unsigned dir)
 
 void world_learn_ids(struct world *w)
 {
+    memset(w->refs, 0, sizeof(w->refs));
     learn_ids(w, 0);
 }
 
@@ -829,7 +842,7 @@ static void op_restart(struct world *w)
     if (world_open(w) < 0)
         return;
     forget_due(w);
-    learn_ids(w, 0);
+    world_learn_ids(w);
     note(w, false, orderly ? "restart" : "killed and restarted");
 }
 
@@ -1019,6 +1032,16 @@ static void op_append(struct world *w)
 
 /* ---- a run ---- */
 
+/* The kernel forgets what has no name, sooner or later: only then its bytes go. */
+static void forget_nameless(struct world *w)
+{
+    for (unsigned node = 2; node < NODES; node++)
+        if (w->now.nodes[node].kind == KIND_FREE && w->refs[node] && world_random(w, 4)) {
+            larder_forget(w->l, w->ids[node], w->refs[node]);
+            w->refs[node] = 0;
+        }
+}
+
 static void operation(struct world *w)
 {
     static void (*const ops[])(struct world *) = {op_put,    op_replace_by_rename, op_rename, op_unlink, op_link,
@@ -1047,6 +1070,8 @@ void world_run(struct world *w, uint32_t operations)
         pass_time(w, OP_NS);
         expire(w);
         operation(w);
+        if (w->l)
+            forget_nameless(w);
         if (w->l && memdisk_used_bytes(w->disk) > quota_charged(&w->l->quota))
             fail(w, "C1: the disk holds %llu bytes, %llu are charged", (unsigned long long)memdisk_used_bytes(w->disk),
                  (unsigned long long)quota_charged(&w->l->quota));

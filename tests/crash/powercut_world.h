@@ -108,6 +108,7 @@ struct world {
     struct moment *history;
     uint32_t moments, moments_allocated;
     uint64_t ids[NODES];   /* of larder, by model node */
+    uint32_t refs[NODES];  /* the kernel's references to it; of a free one: it has no name any more */
     uint32_t synced_at[VERSIONS_MAX]; /* moment from which the version is durable */
     struct db_event *db_events;
     uint32_t db_count, db_allocated;
@@ -150,6 +151,7 @@ int world_open(struct world *w);  /* < 0 and failure set when it cannot be */
 void world_abandon(struct world *w); /* the daemon dies; the disk stays as the kernel has it */
 void world_close(struct world *w);   /* an orderly stop */
 void world_run(struct world *w, uint32_t operations);
+void world_expire_all(struct world *w); /* what is past its deadline goes */
 void world_learn_ids(struct world *w); /* looks every name of the model up; fails when one is not there */
 uint32_t pool_add(struct pool *pool, uint32_t bytes, unsigned flavour, uint64_t seed);
 uint32_t pool_add_data(struct pool *pool, const uint8_t *data, uint32_t bytes);
