@@ -129,7 +129,7 @@ static int open_dir(const char *path, bool read_only, int *ret_fd, struct errtex
     return 0;
 }
 
-/* A store being made by a mount that was killed has a LOCK and nothing else, or a FORMAT.tmp. */
+/* A store being made by a mount that was killed, or found the disk full, has a LOCK and nothing else, or these. */
 static bool is_our_name(const char *name)
 {
     return strcmp(name, "LOCK") == 0 || strcmp(name, "CACHEDIR.TAG") == 0 || strcmp(name, "lost+found") == 0 ||
@@ -199,8 +199,8 @@ static int read_superblock(struct larder *l, const char *path, struct errtext *e
         return errtext(err, fd, "store %s: FORMAT: %s", path, strerror(-fd));
     r = io_read_full(l->io, fd, raw, sizeof(raw), 0);
     io_close(l->io, fd);
-    if (r == -EIO)
-        return errtext(err, r, "store %s: FORMAT: the device cannot be read", path);
+    if (r < 0 && r != -ENODATA) /* that says nothing of what is in it */
+        return errtext(err, r, "store %s: FORMAT: the device cannot be read: %s", path, strerror(-r));
     r = r < 0 ? -EBADMSG : format_superblock_unpack(raw, &sb);
     if (r == -EPROTONOSUPPORT)
         return errtext(err, r, "store %s: has format version %u, this larder knows %u; use the newer larder, or another store",
@@ -392,16 +392,26 @@ static int make_root(struct larder *l)
     return 0;
 }
 
+/* The store or the journal can no longer promise what was written. */
+static void failed_below(void *ctx, int error, const char *what)
+{
+    cache_fail(ctx, error, what);
+}
+
 static int open_parts(struct larder *l, struct journal_replay *replay, struct errtext *err)
 {
     struct store_options sopts = {.store_id = l->store_id,
                                   .segment_bytes = segment_bytes(atomic_load(&l->base_limit_bytes)),
                                   .segment_fds_max = 256,
-                                  .read_only = l->opts.read_only};
+                                  .read_only = l->opts.read_only,
+                                  .failed = failed_below,
+                                  .failed_ctx = l};
     struct journal_options jopts = {.store_id = l->store_id,
                                     .boot_id = l->boot_id,
                                     .emergency_bytes = l->opts.quota_bytes == 0 ? 0 : EMERGENCY_BYTES,
-                                    .read_only = l->opts.read_only};
+                                    .read_only = l->opts.read_only,
+                                    .failed = failed_below,
+                                    .failed_ctx = l};
     int r;
 
     quota_charge(&l->quota, FIXED_FILES_BYTES);
@@ -531,6 +541,8 @@ static void tear_down(struct larder *l)
     io_close(l->io, l->dir_fd);
     (void)pthread_cond_destroy(&l->work_cond); /* nobody waits: the threads are joined */
     lock_fini(&l->work_lock);
+    lock_fini(&l->leaving_lock);
+    free(l->leaving);
     lock_fini(&l->reclaim_lock);
     lock_fini(&l->checkpoint_lock);
     lock_fini(&l->lock);
@@ -560,6 +572,7 @@ static struct larder *larder_new(const struct cache_host *host, const struct lar
     lock_init(&l->checkpoint_lock, "checkpoint", LOCK_RANK_CHECKPOINT);
     lock_init(&l->reclaim_lock, "reclaim", LOCK_RANK_RECLAIM);
     lock_init(&l->work_lock, "work", LOCK_RANK_LEAF);
+    lock_init(&l->leaving_lock, "leaving", LOCK_RANK_LEAF);
     lock_cond_init(&l->work_cond);
     return l;
 }

@@ -26,13 +26,14 @@
  *     50  journal          journal buffer                                   memory work only
  *     60  events           ring of events                                   memory work only
  *     90  work             what the threads are asked to do                 memory work only
+ *     90  leaving          bytes that wait for their record                  memory work only
  *
  * No lock is held across fdatasync but `file` and `content` of that one file, and `checkpoint`.
  *
  * Order on disk, which is what C2 rests on:
  *   K1  a value's bytes are written before the record that points to them;
  *   K2  a record is written before the request that caused it is answered;
- *   K3  the record that lets go of bytes is written before the bytes are let go;
+ *   K3  the record that lets go of bytes is written before the bytes are let go (log_let_go);
  *   K4  bytes moved by cleaning are synced, and so is the record that says so, before the old ones go;
  *   K5  when a name goes from one fsynced value to another (rename), the record is durable before the request is
  *       answered and before the replaced bytes are let go: a power cut shows one of the two.
@@ -120,6 +121,14 @@ struct counters {
 #define COUNT_ADD(l, name, n) \
     ((void)atomic_fetch_add_explicit(&(l)->counters.name, (uint64_t)(n), memory_order_relaxed))
 
+/* Bytes that a record let go of which found the host's disk full: they go when it is written (K3). */
+struct leaving {
+    struct value value;
+    uint64_t seq;
+    bool durable; /* when it is synced (K4) */
+};
+#define LEAVING_MAX (1u << 16) /* what is beyond stays on the books until the next mount */
+
 struct events {
     struct lock lock;
     char *ring;              /* EVENTS_BYTES */
@@ -165,12 +174,18 @@ struct larder {
     uint64_t miss_filter[MISS_FILTER_SLOTS];
 
     struct lock checkpoint_lock;        /* rank CHECKPOINT */
+    _Atomic uint64_t checkpoint_retry_ns; /* mono: after a failed one none is written before, but on request */
+    _Atomic bool checkpoint_failing;      /* the last one failed; said once */
     _Atomic uint64_t checkpoint_reserve_bytes; /* held in the quota so that the next one finds room */
     struct lock reclaim_lock;           /* rank RECLAIM */
     _Atomic uint64_t wanted_bytes;      /* what those who wait for room want, together */
     _Atomic bool rb_failed;             /* a record could not be built: no memory */
     _Atomic bool failed;                /* read-only from now on; said once */
     _Atomic uint64_t base_limit_bytes;  /* quota as configured; quota.limit_bytes may be lower (min_free) */
+    struct lock leaving_lock;           /* rank LEAF: the two below */
+    struct leaving *leaving;
+    uint32_t leaving_room;
+    _Atomic uint32_t leaving_count;     /* written under leaving_lock */
     struct events events;
     struct counters counters;
 
@@ -202,7 +217,7 @@ uint64_t cache_usable_bytes(const struct larder *l); /* the quota less what a wa
 int cache_writable(struct larder *l);       /* -EROFS when read-only or failed */
 void cache_logf(struct larder *l, enum larder_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-void cache_fail(struct larder *l, int error, const char *what); /* goes read-only, tells once */
+void cache_fail(struct larder *l, int error, const char *what); /* goes read-only, tells once; under any lock */
 
 /* cache_log.c. All but log_write and log_room with the cache lock held. */
 void log_begin(struct larder *l);
@@ -218,7 +233,12 @@ uint64_t log_end(struct larder *l);
 /* Without the cache lock. Makes the record survive us (durable: and a power cut). On failure the cache goes
  * read-only and this returns -EIO. */
 int log_write(struct larder *l, uint64_t seq, bool durable);
-bool log_lets_go(int r); /* of log_write */
+/* What becomes of the bytes that the record seq let go of, r being log_write's word on it: they are freed, or wait for
+ * the record, or stay (the journal is bad: the next mount knows them). Without the cache lock. */
+void log_let_go(struct larder *l, int r, uint64_t seq, bool durable, const struct value *values, unsigned count);
+/* Likewise of bytes whose record was sent before. */
+void log_let_go_of_logged(struct larder *l, const struct value *values, unsigned count);
+void log_settle_leaving(struct larder *l); /* frees what waited for records that are written by now */
 int log_room(struct larder *l, size_t bytes); /* without locks; may evict */
 void node_to_image(const struct larder *l, const struct node *n, struct node_image *ret_image);
 void dentry_to_image(const struct larder *l, const struct dentry *d, struct name_image *ret_image);
@@ -293,6 +313,7 @@ void work_stop(struct larder *l);
 void work_want_eviction(struct larder *l);
 void work_want_tidy(struct larder *l);
 int work_checkpoint(struct larder *l, bool clean);
+bool work_checkpoint_may_try(const struct larder *l); /* not so soon after one that failed */
 bool work_release_checkpoint_room(struct larder *l); /* what keys that left no longer need; true: there was some */
 bool work_shrink_log(struct larder *l); /* a log of much that is gone by now: shortened; true: it gave room */
 int work_bound_journal(struct larder *l); /* before a change is logged, without locks: a journal that is far too long

@@ -197,10 +197,25 @@ struct victims {
     uint64_t freed_bytes; /* what their values are charged, at least */
 };
 
-static void victims_drop_values(struct larder *l, const struct victims *v)
+/* Keeps K3, but for one case. Where the host's disk is so full that the record finds no room, files of their own go
+ * first, to make some: should we be killed before it is written, the next mount finds the file gone, and that is a miss. */
+static int victims_settle(struct larder *l, struct victims *v, uint64_t seq)
 {
-    for (unsigned i = 0; i < v->count; i++)
-        content_drop_value(l->store, &v->values[i], false);
+    int r = log_write(l, seq, false);
+    bool gave = false;
+
+    for (unsigned i = 0; r == -ENOSPC && i < v->count; i++) {
+        struct value *value = &v->values[i];
+        if (value->kind != VALUE_PACKED && value->kind != VALUE_RAW)
+            continue;
+        content_drop_value(l->store, value, false);
+        *value = (struct value){.kind = VALUE_EMPTY};
+        gave = true;
+    }
+    if (gave)
+        r = log_write(l, seq, false);
+    log_let_go(l, r, seq, false, v->values, v->count);
+    return r;
 }
 
 #define NODE_INDEX_BYTES 256u /* what a key takes in a checkpoint, about; its xattrs besides */
@@ -248,9 +263,8 @@ static unsigned evict_some(struct larder *l, enum drop_reason reason, unsigned c
     seq = log_end(l);
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
-    if (log_lets_go(log_write(l, seq, false))) /* keeps K3; a failed journal keeps the bytes instead */
-        victims_drop_values(l, &v);
-    return v.count;
+    /* What could not be logged gives no room: to go on would only cost more keys. */
+    return victims_settle(l, &v, seq) == 0 ? v.count : 0;
 }
 
 unsigned cache_expire_due(struct larder *l)
@@ -276,9 +290,7 @@ unsigned cache_expire_due(struct larder *l)
     seq = log_end(l);
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
-    if (log_lets_go(log_write(l, seq, false)))
-        victims_drop_values(l, &v);
-    return due;
+    return victims_settle(l, &v, seq) == 0 ? due : 0;
 }
 
 /* Up to the first child that has not expired. Cache lock held. */
@@ -313,8 +325,8 @@ void cache_expire_children(struct larder *l, uint64_t parent, const char *name, 
             take_expired_children(l, &v, dir);
         seq = log_end(l);
         lock_give(&l->lock);
-        if (log_lets_go(log_write(l, seq, false)))
-            victims_drop_values(l, &v);
+        if (victims_settle(l, &v, seq) < 0)
+            return; /* they are gone from here; the others are asked about again */
     } while (v.count == EXPIRE_BATCH);
 }
 

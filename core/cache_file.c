@@ -146,8 +146,7 @@ static void open_node_free(struct open_node *on)
     struct larder *l = on->l;
 
     content_free(on->content);
-    for (uint32_t i = 0; i < on->deferred_count; i++)
-        content_drop_value(l->store, &on->deferred[i], false);
+    log_let_go_of_logged(l, on->deferred, on->deferred_count);
     free(on->deferred);
     lock_fini(&on->lock);
     on->magic = 0;
@@ -206,7 +205,7 @@ void open_node_put(struct open_node *on, bool writer)
     if (!last)
         return;
     open_node_free(on);
-    content_drop_value(l->store, &gone, false);
+    log_let_go_of_logged(l, &gone, gone.kind != VALUE_EMPTY);
 }
 
 static int open_check(struct larder *l, struct node *n, int flags)
@@ -262,8 +261,8 @@ static int open_locked(struct larder *l, uint64_t id, int flags, bool writable, 
     return 0;
 }
 
-/* A doubtful record is a miss (C7): the key goes, its reader gets EIO. */
-static void drop_corrupt(struct larder *l, uint64_t id)
+/* A doubtful record is a miss (C7), and so is one that the device fails to read: the key goes, its reader gets EIO. */
+static void drop_corrupt(struct larder *l, uint64_t id, int why)
 {
     struct value gone = {.kind = VALUE_EMPTY};
     struct node *n;
@@ -273,7 +272,9 @@ static void drop_corrupt(struct larder *l, uint64_t id)
     log_begin(l);
     n = tree_node(l->tree, id);
     if (n) {
-        if (l->unclean_boot && n->flags & NODE_UNVERIFIED)
+        if (why == -EIO)
+            COUNT(l, unreadable_values);
+        else if (l->unclean_boot && n->flags & NODE_UNVERIFIED)
             COUNT(l, lost_values);
         else
             COUNT(l, corrupt_records);
@@ -282,8 +283,7 @@ static void drop_corrupt(struct larder *l, uint64_t id)
     }
     seq = log_end(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) == 0)
-        content_drop_value(l->store, &gone, false);
+    log_let_go(l, log_write(l, seq, false), seq, false, &gone, 1);
 }
 
 int larder_open_file(struct larder *l, uint64_t id, int flags, struct larder_file **ret_file)
@@ -301,10 +301,9 @@ int larder_open_file(struct larder *l, uint64_t id, int flags, struct larder_fil
     r = open_locked(l, id, flags, writable, &f->on, &expired);
     seq = log_end(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) == 0)
-        content_drop_value(l->store, &expired, false);
+    log_let_go(l, log_write(l, seq, false), seq, false, &expired, 1);
     if (r == -EBADMSG) { /* a value that cannot be: a miss (C7) */
-        drop_corrupt(l, id);
+        drop_corrupt(l, id, r);
         r = -ESTALE;
     }
     if (r == 0 && (flags & (O_TRUNC | O_CREAT))) {
@@ -391,7 +390,7 @@ int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
     }
     lock_give(&f->on->lock);
     if (r == -EBADMSG)
-        drop_corrupt(l, f->on->id); /* its reader finds the same, block by block */
+        drop_corrupt(l, f->on->id, r); /* its reader finds the same, block by block */
     if (r == 0 && verify)
         note_verified(l, f->on->id);
     return r;
@@ -399,26 +398,55 @@ int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
 
 /* ---- reading ---- */
 
+#define LOUD_COUNT 8u /* such events told one by one; after that, when their number has doubled */
+
+static void log_corrupt(struct larder *l, uint64_t id, int why)
+{
+    uint64_t count = atomic_load(&l->counters.corrupt_records) + atomic_load(&l->counters.unreadable_values) +
+                     atomic_load(&l->counters.lost_values) + 1;
+
+    if (count > LOUD_COUNT && (count & (count - 1)) != 0)
+        return;
+    cache_logf(l, LARDER_LOG_WARNING, "event=%s node=%llx action=dropped count=%llu",
+               why == -EIO ? "unreadable" : "corrupt", (unsigned long long)id, (unsigned long long)count);
+}
+
+/* What became of a call that had to read the committed value: doubt makes it a miss. */
+static int doubt_result(struct open_node *on, int r)
+{
+    if (r != -EBADMSG && r != -ENODATA)
+        return r;
+    log_corrupt(on->l, on->id, -EBADMSG);
+    drop_corrupt(on->l, on->id, -EBADMSG);
+    return -EIO;
+}
+
+/* So does a device that fails to read it. Not bytes that are being written or were changed in place: there is no other
+ * copy of them, and they may be readable later. */
+static int read_result(struct open_node *on, int r)
+{
+    if (r != -EIO || !content_is_sealed(on->content))
+        return doubt_result(on, r);
+    log_corrupt(on->l, on->id, r);
+    drop_corrupt(on->l, on->id, r);
+    return r;
+}
+
 int larder_read(struct larder_file *f, void *buf, size_t bytes, uint64_t offset, bool nowait, size_t *ret_bytes)
 {
     int r;
 
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
     r = content_read(f->on->content, buf, bytes, offset, nowait, ret_bytes);
-    if (r == 0) {
+    if (r == 0)
         COUNT_ADD(f->l, read_bytes, *ret_bytes);
-    } else if (r == -EBADMSG || r == -ENODATA) {
-        cache_logf(f->l, LARDER_LOG_WARNING, "event=corrupt node=%llx action=dropped", (unsigned long long)f->on->id);
-        drop_corrupt(f->l, f->on->id);
-        r = -EIO;
-    }
-    return r;
+    return r == 0 ? 0 : read_result(f->on, r);
 }
 
 int larder_seek(struct larder_file *f, uint64_t offset, int whence, uint64_t *ret_offset)
 {
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
-    return content_seek(f->on->content, offset, whence, ret_offset);
+    return read_result(f->on, content_seek(f->on->content, offset, whence, ret_offset));
 }
 
 /* ---- changing; file lock held ---- */
@@ -456,7 +484,7 @@ static bool host_gave_way(struct open_node *on, int r, uint64_t bytes)
 {
     struct larder *l = on->l;
 
-    if ((r != -ENOSPC && r != -EDQUOT) || quota_available(&l->quota) < bytes || content_was_refused(on->content))
+    if (r != -ENOSPC || quota_available(&l->quota) < bytes || content_was_refused(on->content))
         return false;
     return cache_host_full(l, bytes) == 0;
 }
@@ -477,7 +505,7 @@ int open_node_resize(struct open_node *on, uint64_t size_bytes)
     if (r == 0)
         note_change(on, false);
     lock_give(&on->lock);
-    return r;
+    return doubt_result(on, r);
 }
 
 int larder_write(struct larder_file *f, const void *buf, size_t bytes, uint64_t offset, bool kill_priv)
@@ -495,7 +523,7 @@ int larder_write(struct larder_file *f, const void *buf, size_t bytes, uint64_t 
         COUNT_ADD(l, written_bytes, bytes);
     }
     lock_give(&f->on->lock);
-    return r;
+    return doubt_result(f->on, r);
 }
 
 int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t bytes, bool kill_priv)
@@ -527,7 +555,7 @@ int larder_expect_changes(struct larder_file *f)
     if (r == 0)
         note_uncommitted(f->on);
     lock_give(&f->on->lock);
-    return r;
+    return doubt_result(f->on, r);
 }
 
 #define COPY_CHUNK_BYTES (256u << 10)
@@ -558,7 +586,8 @@ int larder_copy_range(struct larder_file *in, uint64_t in_offset, struct larder_
 
 /* ---- commit ---- */
 
-static void drop_replaced(struct open_node *on, const struct value *old)
+/* r: log_write's word on the record that replaced it. */
+static void drop_replaced(struct open_node *on, const struct value *old, int r, uint64_t seq)
 {
     struct value *list;
 
@@ -570,7 +599,7 @@ static void drop_replaced(struct open_node *on, const struct value *old)
             return;
         }
     }
-    content_drop_value(on->l->store, old, false);
+    log_let_go(on->l, r, seq, false, old, 1);
 }
 
 /* Same bytes on disk, perhaps resealed: nothing of the old value is to be let go but its sums. */
@@ -644,16 +673,16 @@ static int commit_value(struct open_node *on, const struct value *v, bool is_wri
     }
     content_committed(on->content, v);
     r = log_write(l, seq, durable);
-    if (r < 0)
-        return r; /* the old bytes stay: the record that lets go of them may not be there (K3) */
-    if (durable)
+    if (r == 0 && durable)
         note_fsynced(on);
-    if (!same_bytes(&old, v))
-        drop_replaced(on, &old);
-    else if (old.sums_place.segment_no && (old.sums_place.segment_no != v->sums_place.segment_no ||
-                                           old.sums_place.offset != v->sums_place.offset))
-        store_drop(l->store, old.sums_place, old.sums_bytes);
-    return 0;
+    if (!same_bytes(&old, v)) {
+        drop_replaced(on, &old, r, seq);
+    } else if (old.sums_place.segment_no && (old.sums_place.segment_no != v->sums_place.segment_no ||
+                                             old.sums_place.offset != v->sums_place.offset)) {
+        struct value sums = {.kind = VALUE_SEGMENT, .place = old.sums_place, .stored_bytes = old.sums_bytes};
+        log_let_go(l, r, seq, false, &sums, 1);
+    }
+    return r;
 }
 
 /* Nothing new in the bytes; but the node itself may never have been logged. File lock held. */
@@ -777,7 +806,7 @@ int open_node_commit(struct open_node *on, bool durable)
     lock_take(&on->lock);
     r = commit_locked(on, durable);
     lock_give(&on->lock);
-    return r;
+    return r == -EBADMSG || r == -ENODATA ? -EIO : r; /* its own new file was cut short underneath */
 }
 
 int larder_flush(struct larder_file *f)

@@ -10,6 +10,8 @@
  */
 #include "cache.h"
 
+#define LEAVING_BATCH 32u
+
 void log_begin(struct larder *l)
 {
     lock_assert_held(&l->lock);
@@ -154,18 +156,86 @@ int log_write(struct larder *l, uint64_t seq, bool durable)
     }
     if (r == -ENOSPC) /* the host disk is full: the record is kept and goes with the next one */
         return r;
+    if (r == -EMFILE || r == -ENFILE) /* written, and not synced for want of a descriptor: not for good either */
+        return r;
     if (r < 0) {
         cache_fail(l, r, "journal");
         return -EIO;
     }
+    if (atomic_load(&l->leaving_count) > 0)
+        log_settle_leaving(l);
     return 0;
 }
 
-/* May the bytes go that a record let go of? Also when it could not be written for lack of room on the host: it goes
- * with the next one, and room is what they give. Should we be killed before, the key is back without its bytes: a miss. */
-bool log_lets_go(int r)
+/* ---- letting go ---- */
+
+static bool leaving_may_go(const struct larder *l, const struct leaving *one)
 {
-    return r == 0 || r == -ENOSPC;
+    return one->seq <= (one->durable ? journal_synced_seq(l->journal) : journal_written_seq(l->journal));
+}
+
+void log_settle_leaving(struct larder *l)
+{
+    struct leaving batch[LEAVING_BATCH];
+    uint32_t count, kept;
+
+    do {
+        count = kept = 0;
+        lock_take(&l->leaving_lock);
+        for (uint32_t i = 0; i < l->leaving_count; i++) {
+            if (count < LEAVING_BATCH && leaving_may_go(l, &l->leaving[i]))
+                batch[count++] = l->leaving[i];
+            else
+                l->leaving[kept++] = l->leaving[i];
+        }
+        atomic_store(&l->leaving_count, kept);
+        lock_give(&l->leaving_lock);
+        for (uint32_t i = 0; i < count; i++)
+            content_drop_value(l->store, &batch[i].value, false);
+    } while (count == LEAVING_BATCH);
+}
+
+static bool leaving_has_room_locked(struct larder *l)
+{
+    uint32_t room = MAX(64u, l->leaving_room * 2);
+    struct leaving *larger;
+
+    lock_assert_held(&l->leaving_lock);
+    if (l->leaving_count < l->leaving_room)
+        return true;
+    larger = room <= LEAVING_MAX ? realloc(l->leaving, room * sizeof(*larger)) : NULL;
+    if (!larger)
+        return false;
+    l->leaving = larger;
+    l->leaving_room = room;
+    return true;
+}
+
+static void leaving_add(struct larder *l, const struct leaving *one)
+{
+    lock_take(&l->leaving_lock);
+    if (leaving_has_room_locked(l)) /* else they stay, charged, until the next mount finds them unused */
+        l->leaving[l->leaving_count++] = *one;
+    lock_give(&l->leaving_lock);
+}
+
+void log_let_go(struct larder *l, int r, uint64_t seq, bool durable, const struct value *values, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (r == 0)
+            content_drop_value(l->store, &values[i], false);
+        else if (seq != UINT64_MAX && values[i].kind != VALUE_EMPTY && !atomic_load(&l->failed))
+            leaving_add(l, &(struct leaving){.value = values[i], .seq = seq, .durable = durable});
+    }
+}
+
+void log_let_go_of_logged(struct larder *l, const struct value *values, unsigned count)
+{
+    uint64_t seq = journal_last_seq(l->journal);
+
+    if (atomic_load(&l->rb_failed) || journal_error(l->journal) < 0)
+        return; /* their record may be the one that could not be sent */
+    log_let_go(l, journal_written_seq(l->journal) >= seq ? 0 : journal_write(l->journal, seq), seq, false, values, count);
 }
 
 int log_room(struct larder *l, size_t bytes)

@@ -60,10 +60,7 @@ static int aftermath_settle(struct larder *l, const struct aftermath *a)
 {
     int r = log_write(l, a->seq, a->durable);
 
-    if (!log_lets_go(r))
-        return r;
-    for (unsigned i = 0; i < a->value_count; i++)
-        content_drop_value(l->store, &a->values[i], false);
+    log_let_go(l, r, a->seq, false, a->values, a->value_count);
     return r;
 }
 
@@ -138,10 +135,10 @@ void larder_forget(struct larder *l, uint64_t id, uint64_t count)
     if (n && id != LARDER_ROOT) {
         n->lookups -= (uint32_t)MIN(count, n->lookups);
         if (!n->first_dentry)
-            node_settle_nameless(l, n, &gone); /* K3: its DROP was written when its name went */
+            node_settle_nameless(l, n, &gone); /* K3: its DROP was sent when its name went */
     }
     lock_give(&l->lock);
-    content_drop_value(l->store, &gone, false);
+    log_let_go_of_logged(l, &gone, gone.kind != VALUE_EMPTY);
 }
 
 /* ---- making ---- */
@@ -753,11 +750,11 @@ static int rename_move(struct larder *l, struct renaming *m, struct aftermath *a
     struct dentry *d;
     int r;
 
-    if (m->to)
-        rename_drop_target(l, m, a);
     r = tree_link(l->tree, m->to_dir, m->n, m->new_name, m->new_name_bytes, &d);
     if (r < 0)
-        return r;
+        return r; /* no memory: the target is as it was */
+    if (m->to)
+        rename_drop_target(l, m, a);
     if (!(m->n->flags & NODE_NEW))
         log_unname(l, m->from);
     tree_unlink(l->tree, m->from);

@@ -341,7 +341,7 @@ static int recover_node(struct larder *l, struct node *n)
     struct value v;
     int r = node_is_file(n) ? recover_value(l, n) : 0;
 
-    if (r == -ENOMEM)
+    if (r == -ENOMEM || r == -EMFILE || r == -ENFILE) /* says nothing of the value: better no mount than one without it */
         return r;
     if (r < 0) {
         if (l->unclean_boot)

@@ -19,6 +19,7 @@
 #define RECENCY_BATCH 8192u
 #define TIDY_INTERVAL_NS (2 * NS_PER_S)
 #define CHECKPOINT_BATCH 512u          /* nodes written under one hold of the cache lock */
+#define CHECKPOINT_RETRY_NS (10 * NS_PER_S)
 #define CHECKPOINT_JOURNAL_BYTES_MAX (128 * MIB)
 #define CLEAN_LIVE_PERCENT 60u
 #define CLEAN_BATCH 128u
@@ -220,6 +221,27 @@ bool work_release_checkpoint_room(struct larder *l)
     return false;
 }
 
+/* Counts it; tells of the first that fails, and that it is over. */
+static void checkpoint_note(struct larder *l, int r)
+{
+    bool failing = r < 0, was_failing = atomic_exchange(&l->checkpoint_failing, failing);
+
+    if (failing) {
+        COUNT(l, checkpoint_failures);
+        atomic_store(&l->checkpoint_retry_ns, clock_mono_ns(&l->clock) + CHECKPOINT_RETRY_NS);
+    } else {
+        COUNT(l, checkpoints);
+        atomic_store(&l->checkpoint_retry_ns, 0);
+        log_settle_leaving(l);
+    }
+    if (failing && !was_failing)
+        cache_logf(l, r == -ENOSPC ? LARDER_LOG_INFO : LARDER_LOG_WARNING,
+                   "event=checkpoint_failed error=\"%s\" consequence=\"the journal goes on, another try in %u s\"",
+                   strerror(-r), (unsigned)(CHECKPOINT_RETRY_NS / NS_PER_S));
+    if (was_failing && !failing)
+        cache_logf(l, LARDER_LOG_INFO, "event=checkpoint_written consequence=\"the journal is short again\"");
+}
+
 int work_checkpoint(struct larder *l, bool clean)
 {
     int r;
@@ -229,14 +251,13 @@ int work_checkpoint(struct larder *l, bool clean)
     if (!clean)
         checkpoint_hold_room(l);
     lock_give(&l->checkpoint_lock);
-    if (r == 0) {
-        COUNT(l, checkpoints);
-    } else {
-        COUNT(l, checkpoint_failures);
-        cache_logf(l, r == -ENOSPC ? LARDER_LOG_INFO : LARDER_LOG_WARNING,
-                   "event=checkpoint_failed error=\"%s\" consequence=\"the journal goes on\"", strerror(-r));
-    }
+    checkpoint_note(l, r);
     return r;
+}
+
+bool work_checkpoint_may_try(const struct larder *l)
+{
+    return clock_mono_ns(&l->clock) >= atomic_load(&l->checkpoint_retry_ns);
 }
 
 /* How long the journal may grow before a checkpoint shortens it. */
@@ -265,7 +286,7 @@ bool work_shrink_log(struct larder *l)
 {
     uint64_t before = quota_charged(&l->quota);
 
-    if (lock_is_mine(&l->checkpoint_lock) || !log_is_mostly_gone(l))
+    if (lock_is_mine(&l->checkpoint_lock) || !work_checkpoint_may_try(l) || !log_is_mostly_gone(l))
         return false;
     return work_checkpoint(l, false) == 0 && quota_charged(&l->quota) < before;
 }
@@ -277,12 +298,14 @@ int work_bound_journal(struct larder *l)
     if (length <= bound)
         return 0;
     work_want_tidy(l);
-    if (length <= 2 * bound)
-        return 0;
+    if (length <= 2 * bound || !work_checkpoint_may_try(l))
+        return 0; /* a journal that cannot be shortened grows, within the quota */
     lock_take(&l->checkpoint_lock); /* waits for the one being written */
     length = journal_since_checkpoint(l->journal);
     lock_give(&l->checkpoint_lock);
-    return length <= 2 * bound ? 0 : work_checkpoint(l, false);
+    if (length > 2 * bound)
+        (void)work_checkpoint(l, false); /* told, counted, and tried again later */
+    return cache_writable(l);
 }
 
 /* ---- cleaning ---- */
@@ -365,7 +388,7 @@ static void cleaning_repoint(struct cleaning *c, unsigned i)
 static int cleaning_settle(struct cleaning *c)
 {
     struct larder *l = c->l;
-    uint64_t seq;
+    uint64_t seq = 0;
     int r = store_sync(l->store);
 
     if (r == 0) {
@@ -378,9 +401,10 @@ static int cleaning_settle(struct cleaning *c)
         r = log_write(l, seq, true);
     }
     for (unsigned i = 0; i < c->count; i++) {
-        struct place dead = r == 0 && c->records[i].moved ? c->records[i].from : c->records[i].to;
-        if (r == 0 || !c->records[i].moved)
-            store_drop(l->store, dead, c->records[i].stored_bytes);
+        struct value dead = {.kind = VALUE_SEGMENT,
+                             .place = c->records[i].moved ? c->records[i].from : c->records[i].to,
+                             .stored_bytes = c->records[i].stored_bytes};
+        log_let_go(l, c->records[i].moved ? r : 0, seq, true, &dead, 1);
     }
     COUNT_ADD(l, cleaned_bytes, c->moved_bytes);
     c->count = 0;
@@ -520,7 +544,7 @@ static void tidy(struct larder *l)
 
     if (cache_writable(l) < 0)
         return;
-    if (checkpoint_is_due(l))
+    if (checkpoint_is_due(l) && work_checkpoint_may_try(l))
         (void)work_checkpoint(l, false); /* told and counted */
     lock_take(&l->checkpoint_lock);
     (void)work_release_checkpoint_room(l);

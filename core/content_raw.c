@@ -115,15 +115,6 @@ void big_file_unref(struct store *st, struct big_file *f)
     free(f);
 }
 
-void big_file_discard(struct store *st, struct big_file *f)
-{
-    uint64_t big_id = f->big_id, settled = f->settled_bytes, reserved = f->reserved_bytes;
-
-    big_file_unref(st, f);                              /* first: what is released below must be gone */
-    (void)store_big_unlink(st, big_id, settled, false); /* a leftover is swept at the next mount */
-    quota_release(store_quota(st), reserved);
-}
-
 int big_file_fd(const struct big_file *f)
 {
     return f->fd_rw >= 0 ? f->fd_rw : f->fd_ro;
@@ -141,6 +132,18 @@ static uint64_t extents_bound(uint64_t data_bytes)
         total += level;
     }
     return total * BLOCK_BYTES;
+}
+
+void big_file_discard(struct store *st, struct big_file *f)
+{
+    uint64_t big_id = f->big_id, settled = f->settled_bytes, reserved = f->reserved_bytes;
+    uint64_t taken = MAX(f->data_bytes + extents_bound(f->data_bytes), settled + reserved);
+
+    big_file_unref(st, f); /* first: what is released below must be gone */
+    if (store_big_unlink(st, big_id, settled, false) == 0)
+        quota_release(store_quota(st), reserved);
+    else
+        store_big_settle(st, settled, taken, reserved); /* a leftover: charged until the next mount sweeps it */
 }
 
 int big_file_refresh(struct store *st, struct big_file *f)
@@ -234,7 +237,9 @@ int big_file_sync(struct store *st, struct big_file *f, int fd)
         return r;
     r = io_sync_data(store_io(st), fd);
     if (r < 0) {
+        r = r == -ENOSPC ? -EIO : r; /* nothing to try again: what was dropped is dropped */
         atomic_store(&f->error, r);
+        store_failed(st, r, "big file");
         return r;
     }
     if (!atomic_load(&f->entry_synced)) {
@@ -330,7 +335,9 @@ int raw_truncate(struct content *c, struct big_file *f, uint64_t size_bytes)
         f->holes = true;
     else if (!f->holes)
         f->dense_end = MIN(f->dense_end, round_up(size_bytes, BLOCK_BYTES));
-    return size_bytes < size ? big_file_refresh(c->st, f) : 0;
+    if (size_bytes < size)
+        (void)big_file_refresh(c->st, f); /* else the bound stays above the truth; what was cut is cut */
+    return 0;
 }
 
 int raw_allocate(struct content *c, struct big_file *f, int mode, uint64_t offset, uint64_t bytes)

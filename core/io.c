@@ -2,9 +2,10 @@
 /*
  * io: the real system calls behind struct io_ops, and the helpers that finish what one call left undone.
  *
- * The table's functions are one call each: EINTR retried, errno turned into -errno, nothing else. What a
- * short count means is decided in the helpers: at the end of a file it is -ENODATA, in a write it is
- * continued until the kernel says why it stopped. The helpers say in progress.h what they wait for.
+ * The table's functions are one call each: errno turned into -errno, nothing else. The helpers decide what an
+ * answer means: -EINTR is asked again (an interrupted sync is no failed one: the pages are as before); -EDQUOT is -ENOSPC,
+ * for whoever set the bound, there is no more room; a short count at the end of a file is -ENODATA, in a write it is
+ * continued until the kernel says why it stopped. They say in progress.h what they wait for.
  *
  * What may never happen: a short read taken for a whole one; a write of 0 bytes retried for ever.
  */
@@ -35,13 +36,8 @@ static int posix_result(int r)
 
 static int posix_openat(struct io *io, int dir_fd, const char *name, int flags, mode_t mode)
 {
-    int r;
-
     (void)io;
-    do
-        r = posix_result(openat(dir_fd, name, flags, mode));
-    while (r == -EINTR);
-    return r;
+    return posix_result(openat(dir_fd, name, flags, mode));
 }
 
 static void posix_close(struct io *io, int fd)
@@ -52,23 +48,17 @@ static void posix_close(struct io *io, int fd)
 
 static ssize_t posix_pread(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
 {
-    ssize_t n;
+    ssize_t n = pread(fd, buf, bytes, (off_t)offset);
 
     (void)io;
-    do
-        n = pread(fd, buf, bytes, (off_t)offset);
-    while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : n;
 }
 
 static ssize_t posix_pread_nowait(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
 {
     struct iovec vector = {.iov_base = buf, .iov_len = bytes};
-    ssize_t n;
+    ssize_t n = preadv2(fd, &vector, 1, (off_t)offset, RWF_NOWAIT);
 
-    do
-        n = preadv2(fd, &vector, 1, (off_t)offset, RWF_NOWAIT);
-    while (n < 0 && errno == EINTR);
     if (n >= 0)
         return n;
     /* a file system without RWF_NOWAIT: better to wait than never to answer */
@@ -79,58 +69,34 @@ static ssize_t posix_pread_nowait(struct io *io, int fd, void *buf, size_t bytes
 
 static ssize_t posix_pwrite(struct io *io, int fd, const void *buf, size_t bytes, uint64_t offset)
 {
-    ssize_t n;
+    ssize_t n = pwrite(fd, buf, bytes, (off_t)offset);
 
     (void)io;
-    do
-        n = pwrite(fd, buf, bytes, (off_t)offset);
-    while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : n;
 }
 
 static int posix_ftruncate(struct io *io, int fd, uint64_t bytes)
 {
-    int r;
-
     (void)io;
-    do
-        r = posix_result(ftruncate(fd, (off_t)bytes));
-    while (r == -EINTR);
-    return r;
+    return posix_result(ftruncate(fd, (off_t)bytes));
 }
 
 static int posix_fallocate_mode(struct io *io, int fd, int mode, uint64_t offset, uint64_t bytes)
 {
-    int r;
-
     (void)io;
-    do
-        r = posix_result(fallocate(fd, mode, (off_t)offset, (off_t)bytes));
-    while (r == -EINTR);
-    return r;
+    return posix_result(fallocate(fd, mode, (off_t)offset, (off_t)bytes));
 }
 
-/* EINTR is not success and the state of the pages is as before, so trying again is right; any other error is final. */
 static int posix_fdatasync(struct io *io, int fd)
 {
-    int r;
-
     (void)io;
-    do
-        r = posix_result(fdatasync(fd));
-    while (r == -EINTR);
-    return r;
+    return posix_result(fdatasync(fd));
 }
 
 static int posix_fsync(struct io *io, int fd)
 {
-    int r;
-
     (void)io;
-    do
-        r = posix_result(fsync(fd));
-    while (r == -EINTR);
-    return r;
+    return posix_result(fsync(fd));
 }
 
 static int posix_renameat(struct io *io, int dir_fd, const char *from, const char *to)
@@ -180,7 +146,7 @@ static int posix_list_entries(DIR *dir, io_visit visit, void *ctx)
 
 static int posix_list(struct io *io, int dir_fd, io_visit visit, void *ctx)
 {
-    int fd = posix_openat(io, dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); /* a cursor of our own */
+    int fd = io_open(io, dir_fd, ".", O_RDONLY | O_DIRECTORY, 0); /* a cursor of our own */
     DIR *dir;
     int r;
 
@@ -214,9 +180,7 @@ static int posix_statfs(struct io *io, int fd, struct io_space *ret_space)
     int r;
 
     (void)io;
-    do
-        r = posix_result(fstatvfs(fd, &vfs));
-    while (r == -EINTR);
+    r = posix_result(fstatvfs(fd, &vfs));
     if (r < 0)
         return r;
     *ret_space = (struct io_space){
@@ -229,13 +193,8 @@ static int posix_statfs(struct io *io, int fd, struct io_space *ret_space)
 
 static int posix_lock(struct io *io, int fd)
 {
-    int r;
-
     (void)io;
-    do
-        r = posix_result(flock(fd, LOCK_EX | LOCK_NB));
-    while (r == -EINTR);
-    return r;
+    return posix_result(flock(fd, LOCK_EX | LOCK_NB));
 }
 
 static const struct io_ops posix_ops = {
@@ -263,9 +222,31 @@ struct io io_posix = {.ops = &posix_ops};
 
 /* ---- helpers ---- */
 
+/* An answer to be asked for again; what it says in the end. */
+static bool io_again(ssize_t r)
+{
+    return r == -EINTR;
+}
+
+static ssize_t io_answer(ssize_t r)
+{
+    return r == -EDQUOT ? -ENOSPC : r;
+}
+
+#define IO_ASK(r, what, call)               \
+    do {                                    \
+        do                                  \
+            (r) = PROGRESS(what, call);     \
+        while (io_again(r));                \
+        (r) = (__typeof__(r))io_answer(r);  \
+    } while (0)
+
 int io_open(struct io *io, int dir_fd, const char *name, int flags, mode_t mode)
 {
-    return PROGRESS("open", io->ops->openat(io, dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, mode));
+    int r;
+
+    IO_ASK(r, "open", io->ops->openat(io, dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, mode));
+    return r;
 }
 
 void io_close(struct io *io, int fd)
@@ -291,7 +272,8 @@ int io_read_full_nowait(struct io *io, int fd, void *buf, size_t bytes, uint64_t
 
     while (done < bytes) {
         /* A short count may be the end of the file or of what is cached: the next call tells which. */
-        ssize_t n = io->ops->pread_nowait(io, fd, (uint8_t *)buf + done, bytes - done, offset + done);
+        ssize_t n;
+        IO_ASK(n, "pread", io->ops->pread_nowait(io, fd, (uint8_t *)buf + done, bytes - done, offset + done));
         if (n < 0)
             return (int)n;
         if (n == 0)
@@ -306,7 +288,8 @@ int io_read_upto(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset
     size_t done = 0;
 
     while (done < bytes) {
-        ssize_t n = PROGRESS("pread", io->ops->pread(io, fd, (uint8_t *)buf + done, bytes - done, offset + done));
+        ssize_t n;
+        IO_ASK(n, "pread", io->ops->pread(io, fd, (uint8_t *)buf + done, bytes - done, offset + done));
         if (n < 0)
             return (int)n;
         if (n == 0)
@@ -322,7 +305,8 @@ int io_write_full(struct io *io, int fd, const void *buf, size_t bytes, uint64_t
     size_t done = 0;
 
     while (done < bytes) {
-        ssize_t n = PROGRESS("pwrite", io->ops->pwrite(io, fd, (const uint8_t *)buf + done, bytes - done, offset + done));
+        ssize_t n;
+        IO_ASK(n, "pwrite", io->ops->pwrite(io, fd, (const uint8_t *)buf + done, bytes - done, offset + done));
         if (n < 0)
             return (int)n;
         if (n == 0)
@@ -334,64 +318,98 @@ int io_write_full(struct io *io, int fd, const void *buf, size_t bytes, uint64_t
 
 int io_truncate(struct io *io, int fd, uint64_t bytes)
 {
-    return PROGRESS("ftruncate", io->ops->ftruncate(io, fd, bytes));
+    int r;
+
+    IO_ASK(r, "ftruncate", io->ops->ftruncate(io, fd, bytes));
+    return r;
 }
 
 int io_allocate(struct io *io, int fd, int mode, uint64_t offset, uint64_t bytes)
 {
-    return PROGRESS("fallocate", io->ops->fallocate(io, fd, mode, offset, bytes));
+    int r;
+
+    IO_ASK(r, "fallocate", io->ops->fallocate(io, fd, mode, offset, bytes));
+    return r;
 }
 
 int io_punch(struct io *io, int fd, uint64_t offset, uint64_t bytes)
 {
-    int r = PROGRESS("fallocate", io->ops->fallocate(io, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes));
+    int r;
 
+    IO_ASK(r, "fallocate", io->ops->fallocate(io, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes));
     return r == -ENOSYS ? -EOPNOTSUPP : r;
 }
 
 int io_sync_data(struct io *io, int fd)
 {
-    return PROGRESS("fdatasync", io->ops->fdatasync(io, fd));
+    int r;
+
+    IO_ASK(r, "fdatasync", io->ops->fdatasync(io, fd));
+    return r;
 }
 
 int io_sync_file(struct io *io, int fd)
 {
-    return PROGRESS("fsync", io->ops->fsync(io, fd));
+    int r;
+
+    IO_ASK(r, "fsync", io->ops->fsync(io, fd));
+    return r;
 }
 
 int io_sync_dir(struct io *io, int dir_fd)
 {
-    return PROGRESS("fsync", io->ops->fsync(io, dir_fd));
+    int r;
+
+    IO_ASK(r, "fsync", io->ops->fsync(io, dir_fd));
+    return r;
 }
 
 int io_rename(struct io *io, int dir_fd, const char *from, const char *to)
 {
-    return PROGRESS("rename", io->ops->renameat(io, dir_fd, from, to));
+    int r;
+
+    IO_ASK(r, "rename", io->ops->renameat(io, dir_fd, from, to));
+    return r;
 }
 
 int io_unlink(struct io *io, int dir_fd, const char *name)
 {
-    return PROGRESS("unlink", io->ops->unlinkat(io, dir_fd, name, 0));
+    int r;
+
+    IO_ASK(r, "unlink", io->ops->unlinkat(io, dir_fd, name, 0));
+    return r;
 }
 
 int io_rmdir(struct io *io, int dir_fd, const char *name)
 {
-    return PROGRESS("unlink", io->ops->unlinkat(io, dir_fd, name, AT_REMOVEDIR));
+    int r;
+
+    IO_ASK(r, "unlink", io->ops->unlinkat(io, dir_fd, name, AT_REMOVEDIR));
+    return r;
 }
 
 int io_mkdir(struct io *io, int dir_fd, const char *name, mode_t mode)
 {
-    return PROGRESS("mkdir", io->ops->mkdirat(io, dir_fd, name, mode));
+    int r;
+
+    IO_ASK(r, "mkdir", io->ops->mkdirat(io, dir_fd, name, mode));
+    return r;
 }
 
 int io_stat(struct io *io, int fd, struct stat *ret_st)
 {
-    return PROGRESS("fstat", io->ops->fstat(io, fd, ret_st));
+    int r;
+
+    IO_ASK(r, "fstat", io->ops->fstat(io, fd, ret_st));
+    return r;
 }
 
 int io_stat_at(struct io *io, int dir_fd, const char *name, struct stat *ret_st)
 {
-    return PROGRESS("stat", io->ops->fstatat(io, dir_fd, name, ret_st));
+    int r;
+
+    IO_ASK(r, "stat", io->ops->fstatat(io, dir_fd, name, ret_st));
+    return r;
 }
 
 int io_list(struct io *io, int dir_fd, io_visit visit, void *ctx)
@@ -401,17 +419,26 @@ int io_list(struct io *io, int dir_fd, io_visit visit, void *ctx)
 
 int io_seek(struct io *io, int fd, uint64_t offset, int whence, uint64_t *ret_offset)
 {
-    return PROGRESS("lseek", io->ops->seek(io, fd, offset, whence, ret_offset));
+    int r;
+
+    IO_ASK(r, "lseek", io->ops->seek(io, fd, offset, whence, ret_offset));
+    return r;
 }
 
 int io_space(struct io *io, int fd, struct io_space *ret_space)
 {
-    return PROGRESS("statfs", io->ops->statfs(io, fd, ret_space));
+    int r;
+
+    IO_ASK(r, "statfs", io->ops->statfs(io, fd, ret_space));
+    return r;
 }
 
 int io_lock(struct io *io, int fd)
 {
-    return io->ops->lock(io, fd);
+    int r;
+
+    IO_ASK(r, "flock", io->ops->lock(io, fd));
+    return r;
 }
 
 int io_disk_bytes(struct io *io, int fd, uint64_t *ret_bytes)

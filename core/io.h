@@ -2,7 +2,7 @@
 /*
  * io: every system call that touches the store goes through this table, so that a test can cut the
  * power, tear a write or fill the disk at any of them. The helpers below it move full lengths and
- * retry EINTR; nothing else in core/ calls open(2), pwrite(2), fsync(2), readdir(3), statvfs(3) and their kin
+ * ask again after EINTR and call a bound set by EDQUOT what it is, -ENOSPC; nothing else in core/ calls open(2), pwrite(2), fsync(2), readdir(3), statvfs(3) and their kin
  * (opening the store directory by its path, before there is a store, is the one exception).
  *
  * All return 0 or a count on success and -errno on failure. Offsets and sizes are bytes.

@@ -51,6 +51,8 @@ static int journal_new(struct io *io, int dir_fd, struct quota *quota, const str
     j->quota = quota;
     memcpy(j->store_id, opts->store_id, sizeof(j->store_id));
     j->read_only = opts->read_only;
+    j->failed = opts->failed;
+    j->failed_ctx = opts->failed_ctx;
     j->step_bytes = round_up(MAX(step_bytes, (uint64_t)JOURNAL_STEP_BYTES_MIN), BLOCK_BYTES);
     j->emergency_bytes = opts->read_only ? 0 : round_up(opts->emergency_bytes, BLOCK_BYTES);
     j->can_allocate = true;
@@ -162,15 +164,26 @@ void journal_close(struct journal *j)
 
 void journal_fail(struct journal *j, int error)
 {
-    int none = 0;
+    int none = 0, sticky = error == -ENOSPC ? -EIO : error; /* -ENOSPC invites another try, and there is none */
 
     assert(error < 0);
-    (void)atomic_compare_exchange_strong(&j->error, &none, error); /* the first one says why */
+    if (atomic_compare_exchange_strong(&j->error, &none, sticky) && j->failed) /* the first one says why */
+        j->failed(j->failed_ctx, error, "journal");
 }
 
 int journal_error(const struct journal *j)
 {
     return j->error;
+}
+
+uint64_t journal_written_seq(const struct journal *j)
+{
+    return j->written_seq;
+}
+
+uint64_t journal_synced_seq(const struct journal *j)
+{
+    return j->synced_seq;
 }
 
 uint64_t journal_last_seq(const struct journal *j)
@@ -435,7 +448,7 @@ static void journal_allocate_ahead(struct journal *j, struct journal_file *f, ui
         r = io_allocate(j->io, f->fd, FALLOC_FL_KEEP_SIZE, f->allocated_end, target - f->allocated_end);
     if (r == -EOPNOTSUPP || r == -ENOSYS)
         j->can_allocate = false;
-    j->host_full = r == -ENOSPC || r == -EDQUOT;
+    j->host_full = r == -ENOSPC;
     if (r == 0 && target > f->allocated_end) {
         f->allocated_end = target;
         journal_settle(j, f);
@@ -473,7 +486,7 @@ static int journal_write_back_locked(struct journal *j)
     lock_assert_held(&j->file_lock);
     journal_allocate_ahead(j, f, end);
     r = io_write_full(j->io, f->fd, back->data, back->used, f->offset);
-    if (r == -ENOSPC || r == -EDQUOT) {
+    if (r == -ENOSPC) {
         j->host_full = true;
         return r;
     }
@@ -614,6 +627,8 @@ static int journal_sync_turn(struct journal *j)
     lock_give(&j->lock);
     for (;; f = f->next) {
         r = journal_sync_file(j, f);
+        if (r == -EMFILE || r == -ENFILE)
+            return r; /* nothing was tried: the next turn begins here again */
         if (r < 0)
             goto fail;
         if (f == last)

@@ -21,7 +21,7 @@
  * removals can always be logged. journal_room() lets callers that can be refused ask first.
  *
  * Errors. After a failed write (but for -ENOSPC) or sync the journal is bad for good: every later call returns
- * that error, and the cache goes read-only.
+ * that error (-EIO for a sync that found no room: that does not heal), and the cache goes read-only.
  *
  * What may never happen: a record acknowledged by journal_write that a restart does not replay; a record
  * acknowledged by journal_sync that a power cut takes; replay past a gap.
@@ -67,6 +67,9 @@ struct journal_options {
     uint64_t emergency_bytes; /* reserve for removals, charged at open; 64 KiB is usual, 0 for quota=0 */
     const uint8_t *boot_id;   /* 16 bytes, borrowed by journal_open; NULL: not known. Of this boot of the machine */
     bool read_only;           /* replay only: nothing is created or removed */
+    /* The journal has gone bad, said once, perhaps with its locks held. NULL: nobody is told. */
+    void (*failed)(void *ctx, int error, const char *what);
+    void *failed_ctx;
 };
 
 /* Replays the newest valid checkpoint and the journals after it, then starts a new journal file. *.tmp and
@@ -83,6 +86,9 @@ uint64_t journal_append(struct journal *j, struct record_buffer *rb);
 int journal_write(struct journal *j, uint64_t seq);
 int journal_sync(struct journal *j, uint64_t seq);
 int journal_error(const struct journal *j);
+/* Everything up to there survives our death; a power cut. */
+uint64_t journal_written_seq(const struct journal *j);
+uint64_t journal_synced_seq(const struct journal *j);
 /* -ENOSPC when `bytes` more could not be logged without the emergency reserve. May evict (quota_reserve), so
  * no lock may be held. */
 int journal_room(struct journal *j, size_t bytes);

@@ -64,6 +64,8 @@ struct journal {
     struct quota *quota;    /* (c) */
     uint8_t store_id[16];   /* (c) */
     bool read_only;         /* (c) */
+    void (*failed)(void *ctx, int error, const char *what); /* (c) */
+    void *failed_ctx;       /* (c) */
     uint64_t step_bytes;    /* (c) growth is reserved in these */
     uint64_t emergency_bytes; /* (c) what emergency_left is refilled to */
 

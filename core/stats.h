@@ -50,6 +50,7 @@
     X(GAUGE, COUNT, replay_entries, "journal and checkpoint entries applied at mount")                       \
     X(GAUGE, COUNT, clean_start, "1 if the last stop was orderly")                                           \
     X(COUNTER, COUNT, corrupt_records, "doubtful records found, each turned into a miss")                    \
+    X(COUNTER, COUNT, unreadable_values, "values the device failed to read, each turned into a miss")         \
     X(COUNTER, COUNT, lost_values, "values a power cut took before they were synced, each turned into a miss") \
     X(COUNTER, COUNT, orphans_removed, "files in the store nothing pointed to, removed at mount")            \
     X(COUNTER, COUNT, errors_enospc, "requests answered ENOSPC")                                             \
@@ -58,7 +59,7 @@
     X(COUNTER, COUNT, stalls, "writes that had to wait for eviction")                                        \
     X(COUNTER, COUNT, stuck_requests, "requests that made no progress for so long that the watchdog told of it")   \
     X(GAUGE, NS, stuck_ns, "how long the request that is stuck longest has made no progress; 0: none is")           \
-    X(GAUGE, COUNT, read_only, "1 after a failed journal write: the mount serves, but takes nothing new")    \
+    X(GAUGE, COUNT, read_only, "1 after a failed journal write or a failed sync: the mount serves, but takes nothing new")    \
     X(GAUGE, NS, uptime_ns, "time since mount")
 
 enum larder_op {

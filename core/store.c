@@ -17,6 +17,7 @@
 
 #include "store_internal.h"
 
+#define FDS_GIVEN_UP_MAX 8u /* for one open that finds no descriptor left */
 #define TABLE_SIZE_MIN 64u
 #define BLOCK_BYTES_MAX (1u << 20)
 
@@ -189,6 +190,34 @@ static struct segment *store_pick_fd_victim_locked(struct store *st)
     return dirty;
 }
 
+/* The one to close next leaves the list. -1: all are in use. */
+static int store_take_fd_victim_locked(struct store *st)
+{
+    struct segment *victim = store_pick_fd_victim_locked(st);
+    int fd = -1;
+
+    if (victim) {
+        fd = victim->fd;
+        victim->fd = -1;
+        TAILQ_REMOVE(&st->open_fds, victim, fd_link);
+        victim->in_fd_list = false;
+        st->open_fd_count--;
+    }
+    return fd;
+}
+
+/* The process or the machine is out of descriptors: one of ours goes. */
+static bool store_give_up_fd(struct store *st)
+{
+    int fd;
+
+    lock_take(&st->lock);
+    fd = store_take_fd_victim_locked(st);
+    lock_give(&st->lock);
+    io_close(st->io, fd);
+    return fd >= 0;
+}
+
 /* Takes fd over, or closes it when another thread was faster. Returns the segment's descriptor. */
 static int segment_install_fd(struct store *st, struct segment *seg, int fd)
 {
@@ -204,16 +233,8 @@ static int segment_install_fd(struct store *st, struct segment *seg, int fd)
         seg->in_fd_list = true;
         st->open_fd_count++;
     }
-    if (st->open_fd_count > st->opts.segment_fds_max) {
-        struct segment *victim = store_pick_fd_victim_locked(st);
-        if (victim) {
-            close_fds[1] = victim->fd;
-            victim->fd = -1;
-            TAILQ_REMOVE(&st->open_fds, victim, fd_link);
-            victim->in_fd_list = false;
-            st->open_fd_count--;
-        }
-    }
+    if (st->open_fd_count > st->opts.segment_fds_max)
+        close_fds[1] = store_take_fd_victim_locked(st);
     kept = seg->fd;
     lock_give(&st->lock);
     io_close(st->io, close_fds[0]);
@@ -236,6 +257,8 @@ int segment_open_fd(struct store *st, struct segment *seg, int *ret_fd)
     if (fd < 0) {
         format_name(name, "seg-", seg->no);
         fd = io_open(st->io, st->dir_fd, name, (st->opts.read_only ? O_RDONLY : O_RDWR) | O_NONBLOCK, 0);
+        for (unsigned i = 0; (fd == -EMFILE || fd == -ENFILE) && i < FDS_GIVEN_UP_MAX && store_give_up_fd(st); i++)
+            fd = io_open(st->io, st->dir_fd, name, (st->opts.read_only ? O_RDONLY : O_RDWR) | O_NONBLOCK, 0);
         if (fd < 0)
             return fd;
         r = io_stat(st->io, fd, &stat);
@@ -546,6 +569,13 @@ int store_finish_recovery(struct store *st, uint64_t *ret_orphans_removed)
     st->ready = true;
     *ret_orphans_removed = removed;
     return 0;
+}
+
+void store_failed(struct store *st, int error, const char *what)
+{
+    assert(error < 0);
+    if (st->opts.failed)
+        st->opts.failed(st->opts.failed_ctx, error, what);
 }
 
 /* ---- usage ---- */

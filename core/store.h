@@ -60,6 +60,10 @@ struct store_options {
     uint32_t segment_bytes;      /* a segment is sealed when it reaches this; 256 KiB .. 64 MiB */
     unsigned segment_fds_max;    /* descriptors kept open for reading; >= 8 */
     bool read_only;              /* nothing on disk is created, changed or removed */
+    /* A sync failed: the kernel may have dropped what it could not write. Said each time, with no lock above STORE to be
+     * taken in it. NULL: nobody is told. */
+    void (*failed)(void *ctx, int error, const char *what);
+    void *failed_ctx;
 };
 
 struct store_usage {
@@ -137,6 +141,9 @@ int store_big_unlink(struct store *st, uint64_t big_id, uint64_t disk_bytes, boo
 void store_big_settle(struct store *st, uint64_t old_bytes, uint64_t new_bytes, uint64_t reserved_bytes);
 /* Makes the directory entry of the file durable (its data: io_sync_data on the fd). */
 int store_big_sync_entry(struct store *st, uint64_t big_id);
+
+/* For content: the sync of a big file failed. */
+void store_failed(struct store *st, int error, const char *what);
 
 void store_usage(struct store *st, struct store_usage *ret_usage);
 struct quota *store_quota(struct store *st);

@@ -498,6 +498,8 @@ static int big_sync_dir(struct store *st, const char *name)
         return fd;
     r = io_sync_dir(st->io, fd);
     io_close(st->io, fd);
+    if (r < 0)
+        store_failed(st, r, "big");
     return r;
 }
 
@@ -513,17 +515,20 @@ int store_big_sync_entry(struct store *st, uint64_t big_id)
     big_dir_name(index, name);
     r = big_sync_dir(st, name);
     if (r < 0)
-        return r;
+        return r == -ENOSPC ? -EIO : r;
     lock_take(&st->dirs_lock);
     sync_big = st->big_dirs[index].entry_unsynced;
     sync_top = st->big_entry_unsynced;
     lock_give(&st->dirs_lock);
     if (sync_big)
         r = big_sync_dir(st, "big");
-    if (r == 0 && sync_top)
+    if (r == 0 && sync_top) {
         r = io_sync_dir(st->io, st->dir_fd);
+        if (r < 0)
+            store_failed(st, r, "store directory");
+    }
     if (r < 0)
-        return r;
+        return r == -ENOSPC ? -EIO : r;
     lock_take(&st->dirs_lock);
     if (sync_big)
         st->big_dirs[index].entry_unsynced = false;

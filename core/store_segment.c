@@ -250,7 +250,7 @@ static int record_write(struct store *st, int fd, uint32_t offset, const uint8_t
 
 static void store_append_done(struct store *st, struct segment *seg, uint32_t offset, uint32_t bytes, int result)
 {
-    bool host_full = result == -ENOSPC || result == -EDQUOT || result == -ENOMEM;
+    bool host_full = result == -ENOSPC || result == -ENOMEM;
 
     lock_take(&st->lock);
     assert(seg->in_flight > 0);

@@ -6,7 +6,8 @@
  * makes the pass, with no lock held, the others wait for it.
  *
  * After a failed sync the kernel may have dropped the pages and will not fail again: the segment is bad until
- * it is gone, and as long as there is one no caller is told that all is well.
+ * it is gone, and as long as there is one no caller is told that all is well. The owner is told (store_options.failed);
+ * the cache goes read-only.
  *
  * What may never happen: success for a caller whose append had returned and was not covered.
  */
@@ -30,12 +31,21 @@ static int segment_sync(struct store *st, struct segment *seg)
     int r;
 
     r = segment_open_fd(st, seg, &fd);
+    if (r == -EMFILE || r == -ENFILE || r == -ENOMEM) { /* nothing was tried: the next pass takes it again */
+        lock_take(&st->lock);
+        store_mark_dirty_locked(st, seg);
+        lock_give(&st->lock);
+        return r;
+    }
     if (r == 0)
         r = io_sync_data(st->io, fd);
-    if (r < 0)
+    if (r < 0) {
         segment_set_bad(st, seg);
-    else
+        store_failed(st, r, "segment");
+        r = r == -ENOSPC ? -EIO : r; /* nothing to try again: what was dropped is dropped */
+    } else {
         segment_true_up(st, seg, fd);
+    }
     return r;
 }
 
@@ -89,6 +99,8 @@ static int store_sync_pass(struct store *st, uint32_t dirty_count, bool dir_dirt
             lock_take(&st->lock);
             st->dir_bad = true;
             lock_give(&st->lock);
+            store_failed(st, r_dir, "store directory");
+            r_dir = r_dir == -ENOSPC ? -EIO : r_dir;
         }
     }
     return r < 0 ? r : r_dir;
