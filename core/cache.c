@@ -164,6 +164,7 @@ static int check_empty(struct larder *l, const char *path, struct errtext *err)
 static int take_lock(struct larder *l, const char *path, struct errtext *err)
 {
     char pid[32] = "";
+    struct stat st;
     size_t got = 0;
     int r;
 
@@ -173,6 +174,14 @@ static int take_lock(struct larder *l, const char *path, struct errtext *err)
         l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_NONBLOCK, 0600);
     if (l->lock_fd < 0)
         return errtext(err, l->lock_fd, "store %s: LOCK: %s", path, strerror(-l->lock_fd));
+    if (io_stat(l->io, l->lock_fd, &st) == 0 && !S_ISREG(st.st_mode)) { /* no daemon has a lock on that */
+        (void)io_unlink(l->io, l->dir_fd, "LOCK"); /* else the next line says why it cannot be used */
+        io_close(l->io, l->lock_fd);
+        l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_EXCL, 0600);
+        if (l->lock_fd < 0)
+            return errtext(err, l->lock_fd, "store %s: LOCK: is no regular file and cannot be replaced: %s", path,
+                           strerror(-l->lock_fd));
+    }
     r = io_lock(l->io, l->lock_fd);
     if (r < 0) {
         (void)io_read_upto(l->io, l->lock_fd, pid, sizeof(pid) - 1, 0, &got); /* nothing read: unknown */
@@ -191,13 +200,16 @@ static int read_superblock(struct larder *l, const char *path, struct errtext *e
 {
     uint8_t raw[DISK_SUPERBLOCK_BYTES];
     struct superblock sb;
+    struct stat st;
     int r, fd = io_open(l->io, l->dir_fd, "FORMAT", O_RDONLY | O_NONBLOCK, 0);
 
     if (fd == -ENOENT)
         return -ENOENT;
     if (fd < 0)
         return errtext(err, fd, "store %s: FORMAT: %s", path, strerror(-fd));
-    r = io_read_full(l->io, fd, raw, sizeof(raw), 0);
+    r = io_stat(l->io, fd, &st);
+    if (r == 0)
+        r = S_ISREG(st.st_mode) ? io_read_full(l->io, fd, raw, sizeof(raw), 0) : -ENODATA;
     io_close(l->io, fd);
     if (r < 0 && r != -ENODATA) /* that says nothing of what is in it */
         return errtext(err, r, "store %s: FORMAT: the device cannot be read: %s", path, strerror(-r));
@@ -243,6 +255,24 @@ static int make_store(struct larder *l, const char *path, struct errtext *err)
     if (r == 0)
         r = write_file(l, "FORMAT", "FORMAT.tmp", raw, sizeof(raw));
     return r < 0 ? errtext(err, r, "store %s: cannot be set up: %s", path, strerror(-r)) : 0;
+}
+
+void cache_mend_files(struct larder *l)
+{
+    struct superblock sb = {.version = FORMAT_VERSION, .created_ns = (uint64_t)cache_wall(l)};
+    uint8_t raw[DISK_SUPERBLOCK_BYTES];
+    struct stat st;
+
+    if (io_stat_at(l->io, l->dir_fd, "FORMAT", &st) == -ENOENT) {
+        memcpy(sb.store_id, l->store_id, sizeof(sb.store_id));
+        format_superblock_pack(&sb, raw);
+        if (write_file(l, "FORMAT", "FORMAT.tmp", raw, sizeof(raw)) == 0)
+            cache_logf(l, LARDER_LOG_WARNING, "event=store_meddled file=FORMAT consequence=\"it was written again\"");
+    }
+    if (journal_is_whole(l->journal) || atomic_exchange(&l->checkpoint_wanted, true))
+        return;
+    cache_logf(l, LARDER_LOG_WARNING, "event=store_meddled file=\"journal or index\" consequence=\"a new checkpoint is written\"");
+    work_want_tidy(l);
 }
 
 static int ours_visit(void *ctx, const char *name) /* io_visit */

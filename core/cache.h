@@ -175,6 +175,7 @@ struct larder {
 
     struct lock checkpoint_lock;        /* rank CHECKPOINT */
     _Atomic uint64_t checkpoint_retry_ns; /* mono: after a failed one none is written before, but on request */
+    _Atomic bool checkpoint_wanted;       /* what a restart would read was meddled with */
     _Atomic bool checkpoint_failing;      /* the last one failed; said once */
     _Atomic uint64_t checkpoint_reserve_bytes; /* held in the quota so that the next one finds room */
     struct lock reclaim_lock;           /* rank RECLAIM */
@@ -214,6 +215,7 @@ int cache_open_on(const struct cache_host *host, const char *label, const struct
 uint64_t cache_now(const struct larder *l); /* cache time */
 int64_t cache_wall(const struct larder *l); /* for st_mtime and its kin */
 uint64_t cache_usable_bytes(const struct larder *l); /* the quota less what a walk over the store may count twice */
+void cache_mend_files(struct larder *l); /* what somebody took out of the store directory and can be put back */
 int cache_writable(struct larder *l);       /* -EROFS when read-only or failed */
 void cache_logf(struct larder *l, enum larder_log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -233,6 +235,8 @@ uint64_t log_end(struct larder *l);
 /* Without the cache lock. Makes the record survive us (durable: and a power cut). On failure the cache goes
  * read-only and this returns -EIO. */
 int log_write(struct larder *l, uint64_t seq, bool durable);
+/* The same for a request that changed something: evicts where the host's disk is full, before it gives up. Without locks. */
+int log_write_making_room(struct larder *l, uint64_t seq, bool durable);
 /* What becomes of the bytes that the record seq let go of, r being log_write's word on it: they are freed, or wait for
  * the record, or stay (the journal is bad: the next mount knows them). Without the cache lock. */
 void log_let_go(struct larder *l, int r, uint64_t seq, bool durable, const struct value *values, unsigned count);

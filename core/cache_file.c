@@ -672,7 +672,7 @@ static int commit_value(struct open_node *on, const struct value *v, bool is_wri
         return r;
     }
     content_committed(on->content, v);
-    r = log_write(l, seq, durable);
+    r = log_write_making_room(l, seq, durable);
     if (r == 0 && durable)
         note_fsynced(on);
     if (!same_bytes(&old, v)) {

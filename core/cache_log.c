@@ -167,6 +167,18 @@ int log_write(struct larder *l, uint64_t seq, bool durable)
     return 0;
 }
 
+#define ROOM_TRIES 4
+#define ROOM_BYTES (64 * KIB)
+
+int log_write_making_room(struct larder *l, uint64_t seq, bool durable)
+{
+    int r = log_write(l, seq, durable);
+
+    for (int i = 0; i < ROOM_TRIES && r == -ENOSPC && cache_host_full(l, ROOM_BYTES) == 0; i++)
+        r = log_write(l, seq, durable);
+    return r;
+}
+
 /* ---- letting go ---- */
 
 static bool leaving_may_go(const struct larder *l, const struct leaving *one)

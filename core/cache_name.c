@@ -14,6 +14,8 @@
 #include <linux/fs.h>
 #include <stdio.h>
 
+static int remove_name(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, bool directory);
+
 static int check_name(const char *name, size_t bytes)
 {
     if (bytes > NAME_BYTES_MAX)
@@ -48,6 +50,13 @@ static void touch_dir(struct larder *l, struct node *dir)
     log_touch(l, dir);
 }
 
+/* A request failed after it had changed the name: the kernel, which goes by the answer, must ask again. */
+static void doubt_name(struct larder *l, uint64_t parent, const char *name, size_t name_bytes)
+{
+    if (l->callbacks.name_gone)
+        l->callbacks.name_gone(l->callbacks.ctx, parent, 0, name, name_bytes);
+}
+
 /* What a request leaves behind for after the lock: the record to write, then the values to let go (K3). */
 struct aftermath {
     uint64_t seq;
@@ -58,9 +67,9 @@ struct aftermath {
 
 static int aftermath_settle(struct larder *l, const struct aftermath *a)
 {
-    int r = log_write(l, a->seq, a->durable);
+    int r = log_write_making_room(l, a->seq, a->durable);
 
-    log_let_go(l, r, a->seq, false, a->values, a->value_count);
+    log_let_go(l, r, a->seq, a->durable, a->values, a->value_count);
     return r;
 }
 
@@ -121,7 +130,8 @@ int larder_lookup(struct larder *l, uint64_t parent, const char *name, size_t na
     }
     after.seq = log_end(l);
     lock_give(&l->lock);
-    (void)aftermath_settle(l, &after); /* an expiry that could not be logged happens again */
+    /* An expiry that could not be logged happens again. */
+    log_let_go(l, log_write(l, after.seq, false), after.seq, false, after.values, after.value_count);
     return r;
 }
 
@@ -282,8 +292,11 @@ static int make_once(struct larder *l, const struct making *m, struct larder_att
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
     settled = aftermath_settle(l, &after);
-    r = r < 0 ? r : settled;
-    return r;
+    if (r == 0 && settled < 0) { /* its caller is told that it is not there: so it shall be */
+        (void)remove_name(l, m->parent, m->name, m->name_bytes, S_ISDIR(m->mode));
+        larder_forget(l, ret_attr->ino, 1);
+    }
+    return r < 0 ? r : settled;
 }
 
 static int make(struct larder *l, const struct making *m, struct larder_attr *ret_attr)
@@ -503,6 +516,10 @@ static int link_once(struct larder *l, uint64_t id, uint64_t parent, const char 
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
     settled = aftermath_settle(l, &after);
+    if (r == 0 && settled < 0) { /* as in make_once */
+        (void)remove_name(l, parent, name, name_bytes, false);
+        larder_forget(l, id, 1);
+    }
     r = r < 0 ? r : settled;
     if (r == 0 && uncommitted) { /* a file linked while it is written is published as it is */
         r = commit_by_id(l, id);
@@ -584,10 +601,8 @@ static int rmdir_locked(struct larder *l, uint64_t parent, const char *name, siz
 static int remove_name(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, bool directory)
 {
     struct aftermath after = {0};
-    int settled, r = cache_writable(l);
+    int settled, r;
 
-    if (r < 0)
-        return r;
     if (directory)
         cache_expire_children(l, parent, name, name_bytes);
     lock_take(&l->lock);
@@ -597,18 +612,23 @@ static int remove_name(struct larder *l, uint64_t parent, const char *name, size
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
     settled = aftermath_settle(l, &after);
-    r = r < 0 ? r : settled;
-    return r;
+    if (r == 0 && settled < 0)
+        doubt_name(l, parent, name, name_bytes);
+    return r < 0 ? r : settled;
 }
 
 int larder_unlink(struct larder *l, uint64_t parent, const char *name, size_t name_bytes)
 {
-    return remove_name(l, parent, name, name_bytes, false);
+    int r = cache_writable(l);
+
+    return r < 0 ? r : remove_name(l, parent, name, name_bytes, false);
 }
 
 int larder_rmdir(struct larder *l, uint64_t parent, const char *name, size_t name_bytes)
 {
-    return remove_name(l, parent, name, name_bytes, true);
+    int r = cache_writable(l);
+
+    return r < 0 ? r : remove_name(l, parent, name, name_bytes, true);
 }
 
 /* ---- renaming ---- */
@@ -876,6 +896,10 @@ static int rename_once(struct larder *l, struct renaming *m)
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
     settled = aftermath_settle(l, &after);
+    if (r == 0 && settled < 0) {
+        doubt_name(l, m->parent, m->name, m->name_bytes);
+        doubt_name(l, m->new_parent, m->new_name, m->new_name_bytes);
+    }
     return r < 0 ? r : settled;
 }
 

@@ -514,6 +514,8 @@ static void tick(struct larder *l, unsigned count)
     while (cache_expire_due(l) == EXPIRE_BATCH)
         ;
     cache_update_min_free(l);
+    if (cache_writable(l) == 0)
+        cache_mend_files(l);
     if (count % RECENCY_INTERVAL_TICKS == 0)
         flush_recency(l);
 }
@@ -544,8 +546,9 @@ static void tidy(struct larder *l)
 
     if (cache_writable(l) < 0)
         return;
-    if (checkpoint_is_due(l) && work_checkpoint_may_try(l))
-        (void)work_checkpoint(l, false); /* told and counted */
+    if ((checkpoint_is_due(l) || atomic_load(&l->checkpoint_wanted)) && work_checkpoint_may_try(l))
+        if (work_checkpoint(l, false) == 0) /* else told and counted */
+            atomic_store(&l->checkpoint_wanted, false);
     lock_take(&l->checkpoint_lock);
     (void)work_release_checkpoint_room(l);
     if (l->opts.quota_bytes > 0)

@@ -277,11 +277,14 @@ static int checkpoint_publish(struct checkpoint *cp)
 {
     struct journal *j = cp->j;
     char from[FORMAT_NAME_BYTES], to[FORMAT_NAME_BYTES];
+    struct stat st;
     int r;
 
     checkpoint_name(cp, false, from);
     checkpoint_name(cp, true, to);
-    r = journal_add_index(j, cp->no, cp->charged_bytes);
+    r = io_stat(j->io, cp->fd, &st);
+    if (r == 0)
+        r = journal_add_index(j, cp->no, cp->charged_bytes, st.st_ino);
     if (r < 0)
         return r;
     r = io_rename(j->io, j->dir_fd, from, to);

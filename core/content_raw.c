@@ -78,7 +78,7 @@ int big_file_open(struct store *st, uint64_t big_id, uint64_t charged_bytes, str
     if (r < 0) {
         f->magic = 0;
         free(f);
-        return r == -ENOENT || r == -ELOOP ? -EBADMSG : r;
+        return r == -ENOENT || r == -ELOOP || r == -ENOTDIR || r == -ENXIO ? -EBADMSG : r;
     }
     f->settled_bytes = charged_bytes;
     *ret_file = f;

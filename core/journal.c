@@ -213,6 +213,64 @@ uint64_t journal_overdrafts(const struct journal *j)
     return j->overdrafts;
 }
 
+static bool journal_turn_try(struct journal *j)
+{
+    bool mine;
+
+    lock_take(&j->lock);
+    mine = !j->sync_running;
+    j->sync_running = true;
+    lock_give(&j->lock);
+    return mine;
+}
+
+/* What cannot be asked counts as whole: it will be told of by what fails next. inode_no 0: any. */
+static bool journal_name_leads_to(struct journal *j, const char *prefix, uint32_t no, uint64_t inode_no, uint64_t bytes_min)
+{
+    char name[FORMAT_NAME_BYTES];
+    struct stat st;
+    int r;
+
+    format_name(name, prefix, no);
+    r = io_stat_at(j->io, j->dir_fd, name, &st);
+    if (r < 0)
+        return r != -ENOENT && r != -ENOTDIR;
+    return S_ISREG(st.st_mode) && (uint64_t)st.st_size >= bytes_min && (inode_no == 0 || st.st_ino == inode_no);
+}
+
+static bool journal_index_is_whole(struct journal *j)
+{
+    const struct index_file *newest = j->index_count > 0 ? &j->indexes[j->index_count - 1] : NULL;
+
+    return !newest || journal_name_leads_to(j, INDEX_PREFIX, newest->no, newest->inode_no, j->checkpoint_bytes);
+}
+
+static bool journal_current_is_whole(struct journal *j)
+{
+    struct stat st;
+    bool whole;
+
+    lock_take(&j->file_lock);
+    whole = io_stat(j->io, j->current->fd, &st) < 0 ||
+            journal_name_leads_to(j, JOURNAL_PREFIX, j->current->no, st.st_ino, j->current->offset);
+    lock_give(&j->file_lock);
+    return whole;
+}
+
+bool journal_is_whole(struct journal *j)
+{
+    bool whole;
+
+    CHECK_OBJ(j, JOURNAL_MAGIC);
+    if (j->read_only || journal_error(j) < 0)
+        return true;
+    if (!journal_turn_try(j)) /* files neither go nor are closed meanwhile */
+        return true; /* busy with them: asked again later */
+    whole = journal_index_is_whole(j) && journal_current_is_whole(j);
+    journal_turn_give(j);
+    return whole;
+}
+
 /* ---- room ---- */
 
 /* Bytes already charged to the quota become the current file's. */
@@ -866,7 +924,7 @@ static int journal_start(struct journal *j, uint64_t first_seq)
 /* ---- files of earlier runs ---- */
 
 /* Charges the file; a run that was killed left blocks allocated ahead, which go back. */
-static int journal_charge_found(struct journal *j, const char *name, uint64_t *ret_bytes, uint64_t *ret_size)
+static int journal_charge_found(struct journal *j, const char *name, uint64_t *ret_bytes, uint64_t *ret_inode_no)
 {
     struct stat st;
     uint64_t disk_bytes;
@@ -887,14 +945,14 @@ static int journal_charge_found(struct journal *j, const char *name, uint64_t *r
     }
     quota_charge(j->quota, disk_bytes);
     *ret_bytes = disk_bytes;
-    *ret_size = (uint64_t)st.st_size;
+    *ret_inode_no = (uint64_t)st.st_ino;
     return 0;
 }
 
 static int journal_adopt_journals(struct journal *j, const struct journal_names *names, const struct replay_result *result)
 {
     struct journal_file **link = &j->files;
-    uint64_t charged_bytes, size_bytes;
+    uint64_t charged_bytes, inode_no;
     char name[FORMAT_NAME_BYTES];
     int r;
 
@@ -902,7 +960,7 @@ static int journal_adopt_journals(struct journal *j, const struct journal_names 
         uint32_t no = names->journals[i];
 
         format_name(name, JOURNAL_PREFIX, no);
-        r = journal_charge_found(j, name, &charged_bytes, &size_bytes);
+        r = journal_charge_found(j, name, &charged_bytes, &inode_no);
         if (r == -EBADMSG)
             continue; /* no regular file: counted by replay, never touched */
         if (r < 0)
@@ -923,15 +981,15 @@ static int journal_adopt_journals(struct journal *j, const struct journal_names 
 
 static int journal_adopt_indexes(struct journal *j, const struct journal_names *names)
 {
-    uint64_t charged_bytes, size_bytes;
+    uint64_t charged_bytes, inode_no;
     char name[FORMAT_NAME_BYTES];
     int r;
 
     for (size_t i = 0; i < names->index_count; i++) {
         format_name(name, INDEX_PREFIX, names->indexes[i]);
-        r = journal_charge_found(j, name, &charged_bytes, &size_bytes);
+        r = journal_charge_found(j, name, &charged_bytes, &inode_no);
         if (r == 0)
-            r = journal_add_index(j, names->indexes[i], charged_bytes);
+            r = journal_add_index(j, names->indexes[i], charged_bytes, inode_no);
         if (r < 0 && r != -EBADMSG)
             return r;
     }
@@ -972,14 +1030,14 @@ static int journal_adopt(struct journal *j, const struct journal_names *names, c
     return r;
 }
 
-int journal_add_index(struct journal *j, uint32_t no, uint64_t charged_bytes)
+int journal_add_index(struct journal *j, uint32_t no, uint64_t charged_bytes, uint64_t inode_no)
 {
     struct index_file *larger = realloc(j->indexes, (j->index_count + 1) * sizeof(*larger));
 
     if (!larger)
         return -ENOMEM;
     j->indexes = larger;
-    j->indexes[j->index_count++] = (struct index_file){.no = no, .charged_bytes = charged_bytes};
+    j->indexes[j->index_count++] = (struct index_file){.no = no, .charged_bytes = charged_bytes, .inode_no = inode_no};
     return 0;
 }
 

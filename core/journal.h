@@ -98,6 +98,9 @@ uint64_t journal_disk_bytes(const struct journal *j);      /* journal files, now
 uint64_t journal_since_checkpoint(const struct journal *j); /* bytes appended since the last checkpoint started */
 uint64_t journal_checkpoint_bytes(const struct journal *j); /* of the newest index file */
 
+/* Are the files a restart would read the ones that were written: there, under their names, and not cut short? */
+bool journal_is_whole(struct journal *j);
+
 uint64_t journal_overdrafts(const struct journal *j); /* times a record had to be charged past the limit */
 
 struct checkpoint;

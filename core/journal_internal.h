@@ -48,6 +48,7 @@ struct journal_chunk {
 struct index_file {
     uint32_t no;
     uint64_t charged_bytes;
+    uint64_t inode_no; /* 0: not known */
 };
 
 /* What one of the last records changed, for the next ones to recall. */
@@ -110,7 +111,7 @@ void journal_turn_take(struct journal *j);
 void journal_turn_give(struct journal *j);
 /* Unlinks the files below replay_from_no, those of no chain, and all but one index. In the sync turn. */
 void journal_remove_older(struct journal *j, uint32_t replay_from_no, uint32_t index_no);
-int journal_add_index(struct journal *j, uint32_t no, uint64_t charged_bytes);
+int journal_add_index(struct journal *j, uint32_t no, uint64_t charged_bytes, uint64_t inode_no);
 /* Everything written so far and every name is durable, even if no record is. */
 int journal_sync_all(struct journal *j);
 

@@ -58,7 +58,8 @@ enum larder_log_level { LARDER_LOG_ERROR, LARDER_LOG_WARNING, LARDER_LOG_INFO, L
 /* What the engine tells its owner. Called from any thread, possibly with locks held: enqueue and return; never
  * call back into larder. */
 struct larder_callbacks {
-    /* A name the kernel may have cached is gone, without a request that removed it (eviction, expiry, purge). */
+    /* A name the kernel may have cached is gone, without a request that removed it (eviction, expiry, purge). child 0: what
+     * the name leads to is not what the answer to a request that failed made the kernel believe. */
     void (*name_gone)(void *ctx, uint64_t parent, uint64_t child, const char *name, size_t name_bytes);
     /* The attributes or the bytes of a node changed other than by a request on it, or they may no longer be cached
      * for as long as was said (a deadline came nearer). larder_getattr answers -ESTALE once it is past. */

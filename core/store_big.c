@@ -406,6 +406,16 @@ static int big_create_one(struct store *st, uint64_t *reserved_bytes, uint64_t *
     return 0;
 }
 
+/* Directories that are not there are made anew. Of those that are, mkdir says so; what they take stays charged. */
+static void big_forget_dirs(struct store *st)
+{
+    lock_take(&st->dirs_lock);
+    st->big_exists = false;
+    for (unsigned i = 0; i < BIG_DIR_COUNT; i++)
+        st->big_dirs[i].exists = false;
+    lock_give(&st->dirs_lock);
+}
+
 int store_big_create(struct store *st, uint64_t *ret_big_id, int *ret_fd)
 {
     /* big/, big/XX, and the growth of the one by a new name */
@@ -419,8 +429,13 @@ int store_big_create(struct store *st, uint64_t *ret_big_id, int *ret_fd)
     if (r < 0)
         return r;
     r = -EEXIST;
-    for (unsigned tries = 0; tries < CREATE_TRIES_MAX && r == -EEXIST; tries++)
+    for (unsigned tries = 0; tries < CREATE_TRIES_MAX && (r == -EEXIST || r == -ENOENT); tries++) {
+        if (r == -ENOENT)
+            big_forget_dirs(st); /* somebody removed them */
         r = big_create_one(st, &reserved, ret_big_id, ret_fd);
+    }
+    if (r == -ENOENT || r == -ENOTDIR || r == -ELOOP)
+        r = -EIO; /* something else has the place of a directory of ours */
     if (r == 0)
         big_settle_dirs(st, *ret_big_id, &reserved);
     quota_release(st->quota, reserved);

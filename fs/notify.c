@@ -156,8 +156,10 @@ void notify_name_gone(void *ctx, uint64_t parent, uint64_t child, const char *na
 
     CHECK_OBJ(fs, FS_MAGIC);
     atomic_fetch_add(&fs->gone_seq, 1);
-    if (handle_node_is_open(fs->handles, child)) {
+    if (child == 0 || handle_node_is_open(fs->handles, child)) {
         item = (struct notify_item){.node = parent, .kind = NOTIFY_NAME, .name = strndup(name, name_bytes)};
+        if (!item.name && child == 0)
+            return; /* no memory: it will find out when it uses it */
         if (!item.name)
             item = (struct notify_item){.node = child, .kind = NOTIFY_NODE_GONE};
     }

@@ -429,6 +429,7 @@ static void session_set_signals(void)
     (void)sigaddset(&set, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* inherited by all threads; one of them waits for these */
     (void)sigaction(SIGPIPE, &ignore, NULL);
+    (void)sigaction(SIGXFSZ, &ignore, NULL); /* a file that may not grow is an errno (EFBIG), and no end of the mount */
     (void)sigaction(SIGUSR1, &wake, NULL);
 }
 

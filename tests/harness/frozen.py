@@ -16,19 +16,22 @@ FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 FROZEN_SECONDS_MAX = 60
 
 
-class LoopDisk:
-    """`size` bytes of ext4 on a loop device, mounted at point. Site.finish() takes it away (Site.loop_disk)."""
+MKFS_OPTIONS = {"ext4": ("-q", "-F", "-m", "0"), "xfs": ("-q", "-f"), "btrfs": ("-q", "-f")}
 
-    def __init__(self, image, point, size):
+
+class LoopDisk:
+    """`size` bytes of a file system on a loop device, mounted at point. Site.finish() takes it away (Site.loop_disk)."""
+
+    def __init__(self, image, point, size, kind="ext4"):
         self.image, self.point, self.guard = image, point, None
         with open(image, "wb") as f:
             f.truncate(size)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(["mkfs." + kind, *MKFS_OPTIONS[kind], image], check=True, stdin=subprocess.DEVNULL)
         self.device = subprocess.run(["losetup", "--find", "--show", image], check=True, stdout=subprocess.PIPE,
                                      text=True).stdout.strip()
         os.makedirs(point)
         try:
-            sysx.mount_fs(self.device, point, "ext4")
+            sysx.mount_fs(self.device, point, kind)
         except OSError:
             subprocess.run(["losetup", "--detach", self.device], check=False)
             raise

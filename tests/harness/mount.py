@@ -382,9 +382,10 @@ class Site:
         self.tmpfs_points.append(point)
         return point
 
-    def loop_disk(self, name, size=64 << 20):
+    def loop_disk(self, name, size=64 << 20, kind="ext4", image=None):
         """A file system on a device of its own, which can be frozen and unmounted."""
-        disk = LoopDisk(os.path.join(self.workdir, f"{name}.img"), os.path.join(self.workdir, name), size)
+        image = image or os.path.join(self.workdir, f"{name}.img")
+        disk = LoopDisk(image, os.path.join(self.workdir, name), size, kind)
         self.loop_disks.append(disk)
         return disk
 
