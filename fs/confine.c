@@ -20,6 +20,8 @@
  * In a sanitizer build Landlock and seccomp stay off: its run time opens and calls what nobody can list. Under
  * valgrind give -o landlock=off,seccomp=off.
  *
+ * A core dump that the kernel would write to a file is refused by Landlock; one it pipes to a program is not.
+ *
  * Relies on: the process has one thread. Capabilities and Landlock are a thread's own; threads made later inherit.
  * What may never happen: a measure reported that is not in force.
  */
@@ -345,47 +347,75 @@ static int confine_rules(scmp_filter_ctx ctx, uint32_t action, const char *const
     return r;
 }
 
-/* Those that are fine with some arguments only. */
-static int confine_rules_by_argument(scmp_filter_ctx ctx, const struct confine_plan *plan)
-{
-    const uint32_t eperm = SCMP_ACT_ERRNO(EPERM);
-    const struct confine_argument {
-        const char *call;
-        uint32_t action;
-        struct scmp_arg_cmp arg;
-    } rows[] = {
+/* One call, one argument. */
+struct confine_argument {
+    const char *call;
+    uint32_t action;
+    unsigned index;
+    enum scmp_compare compare;
+    scmp_datum_t a, b; /* b: of SCMP_CMP_MASKED_EQ, where a is the mask */
+};
+
 #if defined(__s390__)
-        {"clone", SCMP_ACT_ALLOW, SCMP_A1(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD)},
-        {"clone", eperm, SCMP_A1(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0)},
+#define CONFINE_CLONE_FLAGS 1u
 #else
-        {"clone", SCMP_ACT_ALLOW, SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD)},
-        {"clone", eperm, SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0)},
+#define CONFINE_CLONE_FLAGS 0u
 #endif
-        {"kill", SCMP_ACT_ALLOW, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())},
-        {"kill", eperm, SCMP_A0(SCMP_CMP_NE, (scmp_datum_t)getpid())},
-        {"tgkill", SCMP_ACT_ALLOW, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())},
-        {"tgkill", eperm, SCMP_A0(SCMP_CMP_NE, (scmp_datum_t)getpid())},
-        {"prctl", SCMP_ACT_ALLOW, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME)},
-        {"prctl", SCMP_ACT_ALLOW, SCMP_A0(SCMP_CMP_EQ, PR_GET_NAME)},
-        {"prctl", SCMP_ACT_ALLOW, SCMP_A0(SCMP_CMP_EQ, CONFINE_PR_SET_VMA)},
-        {"prlimit64", SCMP_ACT_ALLOW, SCMP_A2(SCMP_CMP_EQ, 0)}, /* to read */
-        {"prlimit64", eperm, SCMP_A2(SCMP_CMP_NE, 0)},
-        {"ioctl", SCMP_ACT_ALLOW, SCMP_A1(SCMP_CMP_EQ, CONFINE_DEV_IOC_CLONE)},
-        {"ioctl", SCMP_ACT_ALLOW, SCMP_A1(SCMP_CMP_EQ, CONFINE_DEV_IOC_BACKING_OPEN)},
-        {"ioctl", SCMP_ACT_ALLOW, SCMP_A1(SCMP_CMP_EQ, CONFINE_DEV_IOC_BACKING_CLOSE)},
-        {"ioctl", SCMP_ACT_ALLOW, SCMP_A1(SCMP_CMP_EQ, TCGETS)}, /* stdio asks whether it is a terminal */
-    };
+
+static int confine_rules_of(scmp_filter_ctx ctx, const struct confine_argument *rows, size_t count)
+{
     int r = 0;
 
-    for (size_t i = 0; i < ARRAY_COUNT(rows) && r == 0; i++)
-        r = confine_rule(ctx, rows[i].action, rows[i].call, &rows[i].arg);
-    if (r < 0 || !plan->datagrams)
-        return r < 0 ? r
-                     : confine_rules(ctx, eperm, (const char *const[]){"socket", "socketpair", "connect"}, 3);
-    r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2, SCMP_A0(SCMP_CMP_EQ, AF_UNIX),
-                         SCMP_A1(SCMP_CMP_MASKED_EQ, CONFINE_SOCKET_TYPE_MASK, SOCK_DGRAM));
+    for (size_t i = 0; i < count && r == 0; i++) {
+        const struct scmp_arg_cmp argument = {
+            .arg = rows[i].index, .op = rows[i].compare, .datum_a = rows[i].a, .datum_b = rows[i].b};
+
+        r = confine_rule(ctx, rows[i].action, rows[i].call, &argument);
+    }
+    return r;
+}
+
+/* Those that are fine with some arguments only. */
+static int confine_rules_by_argument(scmp_filter_ctx ctx)
+{
+    const uint32_t eperm = SCMP_ACT_ERRNO(EPERM), allow = SCMP_ACT_ALLOW;
+    const scmp_datum_t self = (scmp_datum_t)getpid(), thread = CLONE_THREAD;
+    const struct confine_argument rows[] = {
+        {"clone", allow, CONFINE_CLONE_FLAGS, SCMP_CMP_MASKED_EQ, thread, thread},
+        {"clone", eperm, CONFINE_CLONE_FLAGS, SCMP_CMP_MASKED_EQ, thread, 0},
+        {"kill", allow, 0, SCMP_CMP_EQ, self, 0},
+        {"kill", eperm, 0, SCMP_CMP_NE, self, 0},
+        {"tgkill", allow, 0, SCMP_CMP_EQ, self, 0},
+        {"tgkill", eperm, 0, SCMP_CMP_NE, self, 0},
+        {"prctl", allow, 0, SCMP_CMP_EQ, PR_SET_NAME, 0},
+        {"prctl", allow, 0, SCMP_CMP_EQ, PR_GET_NAME, 0},
+        {"prctl", allow, 0, SCMP_CMP_EQ, CONFINE_PR_SET_VMA, 0},
+        {"prlimit64", allow, 2, SCMP_CMP_EQ, 0, 0}, /* to read */
+        {"prlimit64", eperm, 2, SCMP_CMP_NE, 0, 0},
+        {"ioctl", allow, 1, SCMP_CMP_EQ, CONFINE_DEV_IOC_CLONE, 0},
+        {"ioctl", allow, 1, SCMP_CMP_EQ, CONFINE_DEV_IOC_BACKING_OPEN, 0},
+        {"ioctl", allow, 1, SCMP_CMP_EQ, CONFINE_DEV_IOC_BACKING_CLOSE, 0},
+        {"ioctl", allow, 1, SCMP_CMP_EQ, TCGETS, 0}, /* stdio asks whether it is a terminal */
+    };
+
+    return confine_rules_of(ctx, rows, ARRAY_COUNT(rows));
+}
+
+static int confine_rules_for_sockets(scmp_filter_ctx ctx, bool datagrams)
+{
+    static const char *const all[] = {"socket", "socketpair", "connect"};
+    const struct confine_argument other = {"socket", SCMP_ACT_ERRNO(EPERM), 0, SCMP_CMP_NE, AF_UNIX, 0};
+    const struct scmp_arg_cmp datagram[] = {
+        {.arg = 0, .op = SCMP_CMP_EQ, .datum_a = AF_UNIX, .datum_b = 0},
+        {.arg = 1, .op = SCMP_CMP_MASKED_EQ, .datum_a = CONFINE_SOCKET_TYPE_MASK, .datum_b = SOCK_DGRAM},
+    };
+    int r;
+
+    if (!datagrams)
+        return confine_rules(ctx, SCMP_ACT_ERRNO(EPERM), all, ARRAY_COUNT(all));
+    r = seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, SCMP_SYS(socket), ARRAY_COUNT(datagram), datagram);
     if (r == 0)
-        r = confine_rule(ctx, eperm, "socket", &SCMP_A0(SCMP_CMP_NE, AF_UNIX));
+        r = confine_rules_of(ctx, &other, 1);
     return r < 0 ? r : confine_rule(ctx, SCMP_ACT_ALLOW, "connect", NULL);
 }
 
@@ -427,7 +457,9 @@ static int confine_load_main(const struct confine_plan *plan)
         r = confine_rules(ctx, plan->io_uring ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EPERM), confine_calls_uring,
                           ARRAY_COUNT(confine_calls_uring));
     if (r == 0)
-        r = confine_rules_by_argument(ctx, plan);
+        r = confine_rules_by_argument(ctx);
+    if (r == 0)
+        r = confine_rules_for_sockets(ctx, plan->datagrams);
     if (r == 0)
         r = confine_rules(ctx, SCMP_ACT_ERRNO(EPERM), confine_refused, ARRAY_COUNT(confine_refused));
     if (r == 0)
