@@ -633,7 +633,8 @@ static int publish(struct larder *l, struct open_node *on, const struct value *v
     cache_count_value(l, v, +1);
     on->uncommitted = false;
     if (is_write) {
-        n->flags &= ~(unsigned)NODE_FSYNCED;
+        if (!same_bytes(ret_old, v)) /* changed in place its fsynced bytes are as safe as before */
+            n->flags &= ~(unsigned)NODE_FSYNCED;
         n->written_ns = cache_now(l);
         COUNT(l, puts);
         if (ret_old->kind != VALUE_EMPTY)

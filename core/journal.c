@@ -1007,6 +1007,19 @@ static uint32_t journal_next_no(const uint32_t *nos, size_t count, uint32_t earn
     return MIN(earned, JOURNAL_NO_MAX) + 1;
 }
 
+/* Before its first checkpoint a store has its files in a row and nothing else: should a power cut take the first, the
+ * next one would be taken for all there is. So no file begins before those found are durable, names and all. */
+static int journal_sync_young(struct journal *j)
+{
+    int r = 0;
+
+    for (struct journal_file *f = j->files; f && r == 0; f = f->next) {
+        r = journal_sync_found(j, f);
+        f->synced = r == 0;
+    }
+    return r < 0 || !j->files ? r : io_sync_dir(j->io, j->dir_fd);
+}
+
 static int journal_adopt(struct journal *j, const struct journal_names *names, const struct replay_result *result,
                          struct journal_replay *replay)
 {
@@ -1022,8 +1035,10 @@ static int journal_adopt(struct journal *j, const struct journal_names *names, c
     r = journal_adopt_journals(j, names, result);
     if (r == 0)
         r = journal_adopt_indexes(j, names);
-    if (r < 0 || j->read_only || !replay->found_index)
+    if (r < 0 || j->read_only)
         return r;
+    if (!replay->found_index)
+        return journal_sync_young(j);
     r = io_sync_dir(j->io, j->dir_fd); /* the checkpoint's name first: what it replaces goes now */
     if (r == 0)
         journal_remove_older(j, result->replay_from_no, result->index_no);
