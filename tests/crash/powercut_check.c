@@ -224,6 +224,9 @@ static void db_apply(const struct world *of, const struct db_event *e, uint8_t *
         if (e->offset < *bytes)
             memset(image + e->offset, 0, *bytes - e->offset);
         *bytes = (uint32_t)e->offset;
+    } else if (e->what == DB_ZERO) {
+        if (e->offset < *bytes)
+            memset(image + e->offset, 0, MIN(e->bytes, *bytes - e->offset));
     } else if (e->what == DB_WRITE) {
         memcpy(image + e->offset, of->pool->versions[e->version].data, e->bytes);
         *bytes = MAX(*bytes, (uint32_t)e->offset + e->bytes);
@@ -236,6 +239,8 @@ static bool db_may_be(const struct world *of, uint32_t from, uint32_t cut_mark, 
     for (uint32_t i = from; i < of->db_count && of->db_events[i].mark <= cut_mark + 1; i++) {
         const struct db_event *e = &of->db_events[i];
         if (e->what == DB_SIZE && byte == 0)
+            return true;
+        if (e->what == DB_ZERO && byte == 0 && at >= e->offset && at < e->offset + e->bytes)
             return true;
         if (e->what == DB_WRITE && at >= e->offset && at < e->offset + e->bytes &&
             of->pool->versions[e->version].data[at - e->offset] == byte)
@@ -259,7 +264,7 @@ static bool db_matches(const struct world *of, const struct match *m, const uint
         const struct db_event *e = &of->db_events[i];
         if (e->what == DB_SIZE)
             least = MIN(least, (uint32_t)e->offset);
-        if (e->what != DB_SYNC)
+        if (e->what == DB_WRITE || e->what == DB_SIZE)
             most = MAX(most, (uint32_t)e->offset + (e->what == DB_WRITE ? e->bytes : 0));
     }
     if (bytes < least || bytes > most) {
@@ -335,7 +340,7 @@ static bool may_be_lost(const struct matching *c, const struct mnode *n, unsigne
 {
     const struct version *v = &c->of->pool->versions[n->version];
 
-    if (n->kind != KIND_FILE || v->bytes == 0 || c->m->cut_mark == NO_MARK)
+    if (n->kind != KIND_FILE || v->bytes == 0 || c->m->cut_mark == NO_MARK || c->m->killed)
         return false;
     return c->of->synced_at[n->version] > c->m->cut_mark || was_let_go(c, row, name);
 }

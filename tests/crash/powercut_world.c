@@ -9,6 +9,8 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <sched.h>
+#include <semaphore.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,6 +158,7 @@ static void note(struct world *w, bool durable, const char *format, ...)
     (void)vsnprintf(m->text, sizeof(m->text), format, args); /* cut */
     va_end(args);
     m->wall_ns = w->clock.wall_ns;
+    m->inner = false;
     if (w->pc)
         powercut_mark(w->pc, w->moments);
     w->moments++;
@@ -193,6 +196,7 @@ static void name_gone(void *ctx, uint64_t parent, uint64_t child, const char *na
     dir = w->now.nodes[node].dir;
     forget_name(&w->now, dir, index);
     note(w, false, "left: %u/%s", dir, text);
+    w->history[w->moments - 1].inner = true;
 }
 
 void world_note_base(struct world *w)
@@ -234,11 +238,19 @@ static void drop_db_file(struct world *w)
     w->db_file = NULL;
 }
 
+static void drop_held(struct world *w)
+{
+    if (w->held)
+        larder_release(w->held);
+    w->held = NULL;
+}
+
 void world_abandon(struct world *w)
 {
     if (!w->l)
         return;
     drop_db_file(w);
+    drop_held(w);
     atomic_store(&w->l->failed, true); /* no checkpoint: what was answered for is with the kernel */
     (void)larder_close(w->l);          /* -EIO, for that reason */
     w->l = NULL;
@@ -249,6 +261,7 @@ void world_close(struct world *w)
     int r;
 
     drop_db_file(w);
+    drop_held(w);
     r = larder_close(w->l);
     w->l = NULL;
     if (r < 0)
@@ -354,6 +367,8 @@ static uint32_t pick_bytes(struct world *w)
     static const uint32_t edges[] = {0, 1, 7, 100, 511, 512, 513, 3900, 4096, 4097};
     uint32_t max = w->profile->bytes_max;
 
+    if (w->tiny)
+        return world_random(w, 900);
     switch (world_random(w, 8)) {
     case 0:
         return edges[world_random(w, sizeof(edges) / sizeof(edges[0]))];
@@ -771,10 +786,84 @@ static void op_clean(struct world *w)
     note(w, false, "reclaim");
 }
 
+/* A checkpoint in a thread of its own, which stands still at its sched_yield()s while operations go on: the two never
+ * run at once, so a seed repeats. */
+static struct gate {
+    struct larder *l;
+    pthread_t thread;
+    sem_t to_main, to_thread;
+    bool open, done;
+    int result;
+} gate;
+
+static void gate_pause(void)
+{
+    (void)sem_post(&gate.to_main); /* cannot overflow: 0 or 1 */
+    while (sem_wait(&gate.to_thread) < 0)
+        ;
+}
+
+/* Instead of libc's: where the core would let others run, we decide who. */
+int sched_yield(void)
+{
+    if (gate.open && pthread_equal(gate.thread, pthread_self()))
+        gate_pause();
+    return 0;
+}
+
+static void *gate_main(void *arg)
+{
+    (void)arg;
+    while (sem_wait(&gate.to_thread) < 0)
+        ;
+    gate.result = work_checkpoint(gate.l, false);
+    gate.done = true;
+    (void)sem_post(&gate.to_main);
+    return NULL;
+}
+
+static void small_operation(struct world *w);
+static void held_follow(struct world *w);
+
+static void checkpoint_beside(struct world *w)
+{
+    gate = (struct gate){.l = w->l};
+    (void)sem_init(&gate.to_main, 0, 0); /* private semaphores: cannot fail */
+    (void)sem_init(&gate.to_thread, 0, 0);
+    if (pthread_create(&gate.thread, NULL, gate_main, NULL) != 0)
+        abort();
+    gate.open = true;
+    w->tiny = true;
+    for (;;) {
+        (void)sem_post(&gate.to_thread);
+        while (sem_wait(&gate.to_main) < 0)
+            ;
+        if (gate.done)
+            break;
+        for (uint32_t i = world_random(w, 4); i > 0 && !w->ended; i--) {
+            small_operation(w);
+            held_follow(w);
+        }
+    }
+    w->tiny = false;
+    gate.open = false;
+    (void)pthread_join(gate.thread, NULL); /* ours */
+    (void)sem_destroy(&gate.to_main);
+    (void)sem_destroy(&gate.to_thread);
+    if (gate.result != -ENOSPC)
+        (void)went_well(w, gate.result, "checkpoint beside the traffic");
+    note(w, gate.result == 0, "checkpoint beside the traffic");
+}
+
 static void op_checkpoint(struct world *w)
 {
-    int r = work_checkpoint(w->l, false);
+    int r;
 
+    if (!w->tiny && world_random(w, 2) && quota_available(&w->l->quota) > MIB) { /* room made would wait for it */
+        checkpoint_beside(w);
+        return;
+    }
+    r = work_checkpoint(w->l, false);
     if (r != -ENOSPC)
         (void)went_well(w, r, "checkpoint");
     note(w, r == 0, "checkpoint");
@@ -935,6 +1024,18 @@ static void db_resize(struct world *w, uint64_t id)
         note(w, false, "db truncate to %u", w->db_now_bytes);
 }
 
+static void db_punch(struct world *w)
+{
+    uint32_t bytes = 1 + world_random(w, 9000), offset = world_random(w, w->db_now_bytes);
+    int r;
+
+    db_note(w, (struct db_event){.what = DB_ZERO, .mark = w->moments, .offset = offset, .bytes = bytes});
+    w->db_written = true;
+    r = larder_allocate(w->db_file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes, false);
+    if (went_well(w, r, "db punch"))
+        note(w, false, "db punch at %u +%u", offset, bytes);
+}
+
 static void db_sync(struct world *w)
 {
     if (!went_well(w, larder_fsync(w->db_file, true), "db fsync"))
@@ -977,7 +1078,10 @@ static void op_db(struct world *w)
         w->db_written = false;
         return;
     }
-    switch (world_random(w, 10)) {
+    switch (world_random(w, 11)) {
+    case 10:
+        db_punch(w);
+        break;
     case 0:
         db_close(w, w->ids[node]);
         break;
@@ -1030,7 +1134,66 @@ static void op_append(struct world *w)
     larder_release(f);
 }
 
+/* ---- a file held open ---- */
+
+static void held_check(struct world *w)
+{
+    const struct version *v = &w->pool->versions[w->held_version];
+    uint8_t *data = malloc(v->bytes + 1);
+    size_t got = 0;
+    int r;
+
+    if (!data)
+        abort();
+    r = larder_read(w->held, data, v->bytes + 1, 0, false, &got);
+    if (r < 0)
+        fail(w, "C4: reading an open file: %s", strerror(-r));
+    else if (got != v->bytes || memcmp(data, v->data, got) != 0)
+        fail(w, "C4: an open file shows other bytes than when it was opened");
+    free(data);
+}
+
+static void op_hold(struct world *w)
+{
+    unsigned dir, name, node;
+
+    if (w->held) {
+        held_check(w);
+        drop_held(w);
+        note(w, false, "close of the open file");
+        return;
+    }
+    if (!pick_name(w, KIND_FILE, &dir, &name))
+        return;
+    node = w->now.child[dir][name];
+    if (w->now.nodes[node].is_db || !went_well(w, larder_open_file(w->l, w->ids[node], O_RDONLY, &w->held), "open"))
+        return;
+    w->held_node = node;
+    w->held_id = w->ids[node];
+    w->held_version = w->now.nodes[node].version;
+    note(w, false, "open %u/n%u for a while", dir, name);
+}
+
+/* A put to the same file is seen by who has it open. */
+static void held_follow(struct world *w)
+{
+    const struct mnode *n = &w->now.nodes[w->held_node];
+
+    if (w->held && n->kind == KIND_FILE && w->ids[w->held_node] == w->held_id)
+        w->held_version = n->version;
+}
+
 /* ---- a run ---- */
+
+/* What needs no room to be made for it. */
+static void small_operation(struct world *w)
+{
+    static void (*const ops[])(struct world *) = {op_put,  op_put,   op_replace_by_rename, op_rename, op_rename, op_unlink, op_unlink,
+                                                  op_link, op_attrs, op_append,            op_sync,   op_db,     op_db,     op_dirs,
+                                                  op_hold};
+
+    ops[world_random(w, sizeof(ops) / sizeof(ops[0]))](w);
+}
 
 /* The kernel forgets what has no name, sooner or later: only then its bytes go. */
 static void forget_nameless(struct world *w)
@@ -1052,6 +1215,10 @@ static void operation(struct world *w)
                                p->evict, p->clean, p->checkpoint, p->db, p->append, p->sync, p->restart};
     uint32_t total = 0, dice;
 
+    if (world_random(w, 16) == 0) {
+        op_hold(w);
+        return;
+    }
     for (unsigned i = 0; i < sizeof(weights); i++)
         total += weights[i];
     dice = world_random(w, total);
@@ -1070,6 +1237,7 @@ void world_run(struct world *w, uint32_t operations)
         pass_time(w, OP_NS);
         expire(w);
         operation(w);
+        held_follow(w);
         if (w->l)
             forget_nameless(w);
         if (w->l && memdisk_used_bytes(w->disk) > quota_charged(&w->l->quota))

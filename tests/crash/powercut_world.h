@@ -66,15 +66,16 @@ struct moment {
     struct state state;
     uint32_t floor; /* the latest moment known to be durable at this one */
     uint64_t wall_ns;
+    bool inner;     /* of a name that left, within a call that had not returned */
     char text[TEXT_BYTES];
 };
 
-enum db_what { DB_WRITE, DB_SIZE, DB_SYNC };
+enum db_what { DB_WRITE, DB_SIZE, DB_ZERO, DB_SYNC };
 struct db_event {
     enum db_what what;
     uint32_t mark; /* SYNC: done at this moment; else: the one it was begun at */
     uint64_t offset;
-    uint32_t bytes, version; /* WRITE: of the pool */
+    uint32_t bytes, version; /* WRITE, ZERO; WRITE: of the pool */
 };
 
 struct profile {
@@ -117,6 +118,11 @@ struct world {
     uint32_t db_now_bytes;
     struct larder_file *db_file;
     bool db_written;       /* through db_file */
+    struct larder_file *held; /* open for reading for a while, whatever becomes of its name */
+    unsigned held_node;
+    uint64_t held_id;
+    uint32_t held_version;
+    bool tiny;             /* only small puts now: others hold what room would be made with */
     uint64_t rng;
     bool observing;        /* names that go now go because they cannot be read */
     bool ended;            /* no more operations: an error that may happen */
@@ -167,6 +173,7 @@ struct match {
     uint32_t first, last; /* the moments that are allowed */
     uint32_t cut_mark;    /* what was durable is judged at this one; NO_MARK: no power was cut, nothing may be lost */
     uint64_t now_ns;
+    bool killed;  /* no power was cut: the daemon died, what was answered for is there */
     bool verbose; /* tell of each moment why not */
     bool stale; /* the file system shows old bytes where it lost what was not synced */
 };
