@@ -15,6 +15,7 @@
 #include <sys/random.h>
 
 #include "format.h"
+#include "store_identity.h"
 
 #define FIXED_FILES_BYTES (3 * BLOCK_BYTES) /* LOCK, FORMAT, CACHEDIR.TAG */
 #define EMERGENCY_BYTES (64 * KIB)
@@ -238,20 +239,16 @@ static int write_file(struct larder *l, const char *name, const char *tmp, const
     return r < 0 ? r : io_sync_dir(l->io, l->dir_fd);
 }
 
+/* l->store_id is the new store's. */
 static int make_store(struct larder *l, const char *path, struct errtext *err)
 {
-    static const char tag[] = "Signature: 8a477f597d28d172789f06886806bc55\n"
-                              "# This file is a cache directory tag created by larder.\n"
-                              "# For information about cache directory tags see https://bford.info/cachedir/\n";
     struct superblock sb = {.version = FORMAT_VERSION, .created_ns = (uint64_t)cache_wall(l)};
     uint8_t raw[DISK_SUPERBLOCK_BYTES];
     int r;
 
-    if (getrandom(sb.store_id, sizeof(sb.store_id), 0) != sizeof(sb.store_id))
-        return errtext(err, -EIO, "store %s: no random numbers to be had: %s", path, strerror(errno));
+    memcpy(sb.store_id, l->store_id, sizeof(sb.store_id));
     format_superblock_pack(&sb, raw);
-    memcpy(l->store_id, sb.store_id, sizeof(l->store_id));
-    r = write_file(l, "CACHEDIR.TAG", "CACHEDIR.TAG.tmp", tag, sizeof(tag) - 1);
+    r = write_file(l, "CACHEDIR.TAG", "CACHEDIR.TAG.tmp", FORMAT_TAG_TEXT, sizeof(FORMAT_TAG_TEXT) - 1);
     if (r == 0)
         r = write_file(l, "FORMAT", "FORMAT.tmp", raw, sizeof(raw));
     return r < 0 ? errtext(err, r, "store %s: cannot be set up: %s", path, strerror(-r)) : 0;
@@ -275,6 +272,13 @@ void cache_mend_files(struct larder *l)
     work_want_tidy(l);
 }
 
+static int new_store(struct larder *l, const char *path, struct errtext *err)
+{
+    if (getrandom(l->store_id, sizeof(l->store_id), 0) != sizeof(l->store_id))
+        return errtext(err, -EIO, "store %s: no random numbers to be had: %s", path, strerror(errno));
+    return make_store(l, path, err);
+}
+
 static int ours_visit(void *ctx, const char *name) /* io_visit */
 {
     uint32_t no;
@@ -284,11 +288,24 @@ static int ours_visit(void *ctx, const char *name) /* io_visit */
            format_name_parse(name, "seg-", &no) || strcmp(name, "CACHEDIR.TAG") == 0;
 }
 
-/* A damaged FORMAT with our files around it: nothing in the store can be trusted, and nothing else is in it. */
+/* FORMAT is damaged or gone, and our files are around it. They say what it said, or nothing in the store can be trusted. */
 static int remake_store(struct larder *l, const char *path, struct errtext *err)
 {
-    int ours = io_list(l->io, l->dir_fd, ours_visit, NULL);
+    uint32_t files;
+    int ours, r = store_learn_identity(l->io, l->dir_fd, l->store_id, &files);
 
+    if (r == -EPROTONOSUPPORT)
+        return errtext(err, r, "store %s: FORMAT is damaged, and its files are of a newer format than %u; use the newer larder",
+                       path, FORMAT_VERSION);
+    if (r == 0) {
+        COUNT(l, corrupt_records);
+        cache_logf(l, LARDER_LOG_WARNING,
+                   "event=format_damaged consequence=\"it is written again, as %u other files say what it was\"", files);
+        return l->opts.read_only ? 0 : make_store(l, path, err);
+    }
+    if (r != -ENOENT)
+        return errtext(err, r, "store %s: FORMAT is damaged, and its files cannot be read: %s", path, strerror(-r));
+    ours = io_list(l->io, l->dir_fd, ours_visit, NULL);
     if (ours < 0)
         return errtext(err, ours, "store %s: %s", path, strerror(-ours));
     if (!ours)
@@ -297,13 +314,17 @@ static int remake_store(struct larder *l, const char *path, struct errtext *err)
         return errtext(err, -EBADMSG, "store %s: FORMAT is damaged; mount it writable once to start it afresh", path);
     COUNT(l, corrupt_records);
     cache_logf(l, LARDER_LOG_WARNING, "event=format_damaged consequence=\"every key is a miss\"");
-    return make_store(l, path, err);
+    return new_store(l, path, err);
 }
 
 static int open_store(struct larder *l, const char *path, struct errtext *err)
 {
     int locked, r = read_superblock(l, path, err);
+    uint8_t store_id[16];
+    uint32_t files;
 
+    if (r == -ENOENT && store_learn_identity(l->io, l->dir_fd, store_id, &files) != -ENOENT)
+        r = -EBADMSG; /* it was here, and is gone */
     if (r == -ENOENT && l->opts.read_only)
         return errtext(err, -ENOENT, "store %s: is no larder store", path);
     if (r == -ENOENT)
@@ -321,7 +342,7 @@ static int open_store(struct larder *l, const char *path, struct errtext *err)
         return locked;
     if (r == 2)
         return 0;
-    return r == 1 ? remake_store(l, path, err) : make_store(l, path, err);
+    return r == 1 ? remake_store(l, path, err) : new_store(l, path, err);
 }
 
 /* ---- coming up ---- */
@@ -434,6 +455,7 @@ static int open_parts(struct larder *l, struct journal_replay *replay, struct er
                                   .segment_bytes = segment_bytes(atomic_load(&l->base_limit_bytes)),
                                   .segment_fds_max = 256,
                                   .read_only = l->opts.read_only,
+                                  .keep_orphans = l->repair != NULL,
                                   .failed = failed_below,
                                   .failed_ctx = l};
     struct journal_options jopts = {.store_id = l->store_id,
@@ -448,6 +470,8 @@ static int open_parts(struct larder *l, struct journal_replay *replay, struct er
     r = store_open(l->io, l->dir_fd, &l->quota, &sopts, &l->store, err);
     if (r == 0)
         r = make_root(l);
+    if (r == 0)
+        r = cache_make_lost_directories(l);
     if (r == 0)
         r = journal_open(l->io, l->dir_fd, &l->quota, &jopts, cache_apply, l, replay, &l->journal, err);
     if (r == 0 && replay->disk_full) {
@@ -594,6 +618,7 @@ static struct larder *larder_new(const struct cache_host *host, const struct lar
     l->io = host->io;
     l->dir_fd = host->dir_fd;
     l->lock_fd = -1;
+    l->repair = host->repair;
     memcpy(l->boot_id, host->boot_id, sizeof(l->boot_id));
     l->content_host = (struct content_host){.unseal = unseal, .fit_bytes = fit_bytes, .ctx = l};
     clock_init(&l->clock, host->clock_ops, host->clock_ctx, 0);

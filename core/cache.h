@@ -105,6 +105,7 @@ struct larder_file {
     struct larder *l;      /* (c) */
     struct open_node *on;  /* (c) */
     bool readable, writable; /* (c) */
+    _Atomic bool flushed;    /* (a) nothing has been changed through it since its last flush */
 };
 
 struct counters {
@@ -145,6 +146,7 @@ struct larder {
     uint8_t store_id[16];              /* (c) */
     uint8_t boot_id[16];               /* (c) of this boot of the machine */
     uint8_t store_boot_id[16];         /* (c) of the boot the store was last used in */
+    const struct cache_repair *repair; /* (c) NULL in a daemon */
     bool unclean_boot;                 /* (c) the machine went down without an orderly stop of the daemon */
     struct quota quota;                /* (a) */
     struct store *store;               /* (c) */
@@ -199,6 +201,14 @@ struct larder {
     pthread_t threads[WORKER_COUNT];
 };
 
+/* A store that is opened to be repaired: nothing is given up in silence, and no file removed before the checkpoint. */
+struct cache_repair {
+    void (*lost)(void *ctx, const char *path, size_t path_bytes, const char *what); /* path: raw */
+    void *ctx;
+    const uint64_t *directories; /* node ids of those whose own record is lost, to be made anew for what is in them */
+    size_t directory_count;
+};
+
 /* What a store stands on. The daemon's is the machine; a test's may be a disk in memory whose power fails. */
 struct cache_host {
     struct io *io;                     /* borrowed until larder_close */
@@ -206,6 +216,7 @@ struct cache_host {
     const struct clock_ops *clock_ops;
     void *clock_ctx;
     uint8_t boot_id[16];               /* of this boot of the machine */
+    const struct cache_repair *repair; /* NULL but for inspect_repair; borrowed until larder_close */
 };
 
 /* cache.c */
@@ -249,6 +260,7 @@ void dentry_to_image(const struct larder *l, const struct dentry *d, struct name
 
 /* cache_recover.c. Before anything else runs. */
 int cache_apply(void *ctx, const struct entry_view *entry); /* journal_apply */
+int cache_make_lost_directories(struct larder *l); /* of a repair, before the journal is read */
 int cache_recover(struct larder *l, const struct journal_replay *replay); /* drops what dangles, marks places */
 void cache_arm_all(struct larder *l);
 

@@ -335,6 +335,39 @@ static int recover_value(struct larder *l, struct node *n)
     return -EBADMSG;
 }
 
+static void tell_lost(struct larder *l, const struct node *n, const char *what)
+{
+    char path[4096];
+    size_t path_bytes;
+
+    if (!l->repair)
+        return;
+    path_bytes = tree_path(l->tree, n, path, sizeof(path));
+    l->repair->lost(l->repair->ctx, path, path_bytes, what);
+}
+
+/* Directories that are known by what is in them alone: nobody but the store's owner sees into them. */
+int cache_make_lost_directories(struct larder *l)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && l->repair && i < l->repair->directory_count; i++) {
+        struct node *n = NULL;
+
+        r = node_restore(l->tree, l->repair->directories[i], S_IFDIR | 0700, &n);
+        if (r == -EBADMSG || r == -EEXIST)
+            r = 0; /* no id of ours: what is in it goes as well */
+        else if (r == 0)
+            n->mode = S_IFDIR | 0700;
+        if (r < 0 || !n)
+            continue;
+        n->uid = l->opts.root_uid;
+        n->gid = l->opts.root_gid;
+        n->atime_ns = n->mtime_ns = n->ctime_ns = cache_wall(l);
+    }
+    return r;
+}
+
 static int recover_node(struct larder *l, struct node *n)
 {
     const struct node_ext *x;
@@ -348,6 +381,7 @@ static int recover_node(struct larder *l, struct node *n)
             COUNT(l, lost_values);
         else
             COUNT(l, corrupt_records);
+        tell_lost(l, n, r == -ENOENT ? "its file is gone" : "its bytes are not where the index says");
         drop_node(l, n);
         return 0;
     }

@@ -53,6 +53,12 @@
  *    56    8 checksum         of bytes 0..55 */
 #define DISK_SUPERBLOCK_BYTES 64u
 
+/* CACHEDIR.TAG, all of it. */
+#define FORMAT_TAG_TEXT                                                                                                \
+    "Signature: 8a477f597d28d172789f06886806bc55\n"                                                                    \
+    "# This file is a cache directory tag created by larder.\n"                                                        \
+    "# For information about cache directory tags see https://bford.info/cachedir/\n"
+
 /* journal-* and index-*, 64 bytes.
  *     0    8 magic
  *     8    4 version

@@ -7,6 +7,8 @@
  */
 #include "inspect_internal.h"
 
+#include "store_identity.h"
+
 #include <fcntl.h>
 #include <stdio.h>
 
@@ -47,7 +49,7 @@ static int inspect_superblock(struct inspect *in, struct errtext *err)
 
     fd = io_open(in->io, in->dir_fd, "FORMAT", O_RDONLY | O_NONBLOCK, 0);
     if (fd == -ENOENT)
-        return errtext(err, fd, "store %s: is no larder store (it has no FORMAT file)", in->path);
+        return fd;
     if (fd < 0)
         return errtext(err, fd, "store %s: FORMAT: %s", in->path, strerror(-fd));
     r = io_read_full(in->io, fd, raw, sizeof(raw), 0);
@@ -58,12 +60,29 @@ static int inspect_superblock(struct inspect *in, struct errtext *err)
         return errtext(err, r, "store %s: has format version %u, this larder knows %u; use the newer larder",
                        in->path, in->sb.version, FORMAT_VERSION);
     if (r == -ENODATA || r == -EBADMSG)
-        return errtext(
-            err, -EBADMSG,
-            "store %s: FORMAT is damaged: without the store's id nothing in it can be verified, and "
-            "the next mount will start it afresh",
-            in->path);
+        return -EBADMSG;
     return r < 0 ? errtext(err, r, "store %s: FORMAT: %s", in->path, strerror(-r)) : 0;
+}
+
+int inspect_identify(struct inspect *in, struct errtext *err)
+{
+    int learnt, r = inspect_superblock(in, err);
+
+    if (r != -ENOENT && r != -EBADMSG)
+        return r;
+    in->format_lost = r == -ENOENT ? "is missing" : "is damaged";
+    learnt = store_learn_identity(in->io, in->dir_fd, in->sb.store_id, &in->format_witnesses);
+    if (learnt == -EPROTONOSUPPORT)
+        return errtext(err, learnt, "store %s: FORMAT %s, and its files are of a newer format than %u; use the newer larder",
+                       in->path, in->format_lost, FORMAT_VERSION);
+    if (learnt == -ENOENT && r == -ENOENT)
+        return errtext(err, r, "store %s: is no larder store (it has no FORMAT file)", in->path);
+    if (learnt == -ENOENT)
+        return errtext(err, r,
+                       "store %s: FORMAT is damaged, and no other file says whose store it is: nothing in it can be "
+                       "verified, and the next mount will start it afresh",
+                       in->path);
+    return learnt < 0 ? errtext(err, learnt, "store %s: FORMAT: %s", in->path, strerror(-learnt)) : 0;
 }
 
 int inspect_find(const char *path, bool even_if_busy, struct inspect_source *ret_source, struct errtext *err)
@@ -88,8 +107,7 @@ int inspect_open_on(const struct inspect_source *source, struct inspect *ret_in,
     int r;
 
     memcpy(in.boot_id, source->boot_id, sizeof(in.boot_id));
-    r = inspect_superblock(
-        &in, err); /* before the lock: "no larder store" is the better answer for any directory */
+    r = inspect_identify(&in, err); /* before the lock: "no larder store" is the better answer for any directory */
     if (r == 0 && !source->even_if_busy)
         r = inspect_lock(&in, err);
     if (r < 0) {

@@ -193,6 +193,9 @@ static void check_tag(struct check *c)
 {
     struct stat st;
 
+    if (c->in.format_lost)
+        say(c, 'E', "FORMAT", "%s; %u other files say what it was", c->in.format_lost, c->in.format_witnesses);
+
     if (io_stat_at(c->in.io, c->in.dir_fd, "CACHEDIR.TAG", &st) < 0)
         say(c, 'N', "CACHEDIR.TAG", "is missing: backup programs will not skip the store");
 }

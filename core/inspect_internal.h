@@ -20,6 +20,8 @@ struct inspect {
     int lock_fd; /* holds the store against a daemon; -1 when even_if_busy */
     uint8_t boot_id[16];
     struct superblock sb;
+    const char *format_lost;   /* what is wrong with FORMAT; the store's id is then what most files say */
+    uint32_t format_witnesses; /* so many of them */
 };
 
 /* Where a store is: on the machine (inspect_find), or on a disk of a test. */
@@ -36,6 +38,8 @@ int inspect_open_on(const struct inspect_source *source, struct inspect *ret_in,
 int inspect_check_on(const struct inspect_source *source, inspect_report report, void *ctx,
                      struct inspect_summary *ret_summary, struct errtext *err);
 int inspect_dump_on(const struct inspect_source *source, const char *what, inspect_line line, void *ctx, struct errtext *err);
+/* Whose store is it? From FORMAT or, should that be lost, from the others. */
+int inspect_identify(struct inspect *in, struct errtext *err);
 void inspect_close(struct inspect *in);
 
 enum found_kind { FOUND_JOURNAL, FOUND_INDEX, FOUND_SEGMENT, FOUND_BIG, FOUND_FOREIGN };

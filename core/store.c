@@ -547,7 +547,7 @@ int store_finish_recovery(struct store *st, uint64_t *ret_orphans_removed)
     for (seg = TAILQ_FIRST(&st->all); seg; seg = next) {
         uint64_t freed = 0;
         next = TAILQ_NEXT(seg, all_link);
-        if (seg->live_records == 0 && !st->opts.read_only && segment_unlink(st, seg, &freed)) {
+        if (seg->live_records == 0 && !st->opts.read_only && !st->opts.keep_orphans && segment_unlink(st, seg, &freed)) {
             removed++;
             continue;
         }
@@ -562,7 +562,7 @@ int store_finish_recovery(struct store *st, uint64_t *ret_orphans_removed)
         if (r < 0)
             return r;
     }
-    if (!st->opts.read_only)
+    if (!st->opts.read_only && !st->opts.keep_orphans)
         removed += store_big_remove_orphans(st);
     free(st->big_marked);
     st->big_marked = NULL;

@@ -64,6 +64,7 @@ struct store_options {
      * taken in it. NULL: nobody is told. */
     void (*failed)(void *ctx, int error, const char *what);
     void *failed_ctx;
+    bool keep_orphans;           /* recovery removes nothing: what nothing leads to yet may still be wanted */
 };
 
 struct store_usage {

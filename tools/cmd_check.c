@@ -13,11 +13,15 @@ static int check_run(const struct command *command, int argc, char **argv);
 
 const struct command command_check = {
     .name = "check",
-    .arguments = "[--json] [--quiet] STORE",
+    .arguments = "[--repair] [--json] [--quiet] STORE",
     .summary = "verify a store that is not mounted: every record, every value, the tree",
     .help =
-        "Writes nothing. Defects are marked E; notes, marked N, are what a crash leaves and the next mount tidies up.\n"
-        "Exit code: 0 no defects, 1 defects, 2 it could not be checked.\n\n"
+        "Writes nothing unless told to repair. Defects are marked E; notes, marked N, are what a crash leaves and the\n"
+        "next mount tidies up. What cannot be trusted is a miss for a mount as well: a repair is for a store that\n"
+        "cannot be mounted, or of which a mount would keep less.\n"
+        "Exit code: 0 no defects, 1 defects (with --repair: mended), 2 it could not be checked or repaired.\n\n"
+        "  --repair   keep what can be trusted, with a line for each thing that goes; then check again. It needs room\n"
+        "             for a new index. Stopped half way, the store is no worse and can be repaired again\n"
         "  --quiet    only defects\n"
         "  --json     an object\n",
     .run = check_run,
@@ -26,7 +30,7 @@ const struct command command_check = {
 enum { CHECK_CLEAN = 0, CHECK_DEFECTS = 1, CHECK_IMPOSSIBLE = 2 };
 
 struct checking {
-    bool json, quiet;
+    bool json, quiet, repair;
     uint64_t printed;
 };
 
@@ -87,12 +91,42 @@ static bool is_on_larder(const char *path, struct mount_entry *ret_mount)
     return mount_find_of(path, ret_mount) == 0 && ret_mount->is_larder;
 }
 
+static void print_repaired(const struct checking *c, const char *store, const struct inspect_repaired *r)
+{
+    char bytes[SIZE_TEXT_BYTES];
+
+    if (c->json)
+        (void)printf("%s],\n  \"repaired\": {\"lost\": %llu, \"keys\": %llu, \"key_bytes\": %llu, "
+                     "\"directories\": %llu},\n  \"left\": [",
+                     c->printed ? "\n  " : "", (unsigned long long)r->lost, (unsigned long long)r->keys,
+                     (unsigned long long)r->key_bytes, (unsigned long long)r->directories);
+    else if (!c->quiet)
+        (void)printf("%s: %s; %llu keys in %llu directories kept, %s; checking it again\n", store,
+                     r->lost ? "REPAIRED" : "nothing to repair", (unsigned long long)r->keys,
+                     (unsigned long long)r->directories, size_text(r->key_bytes, bytes));
+}
+
+/* *ret_mended: something had to be. */
+static int run_repair(const char *store, struct checking *c, bool *ret_mended, char err[INSPECT_ERROR_BYTES])
+{
+    struct inspect_repaired repaired;
+    int r = inspect_repair(store, print_finding, c, &repaired, err);
+
+    if (r < 0)
+        return r;
+    print_repaired(c, store, &repaired);
+    c->printed = 0;
+    *ret_mended = repaired.lost > 0;
+    return 0;
+}
+
 static int run_check(const struct command *command, const char *store, struct checking *c)
 {
     _cleanup_mount_ struct mount_entry m = {0};
     char err[INSPECT_ERROR_BYTES] = "";
     struct inspect_summary summary;
-    int r;
+    bool mended = false;
+    int r = 0;
 
     if (is_on_larder(store, &m)) {
         (void)tool_fail(
@@ -106,7 +140,10 @@ static int run_check(const struct command *command, const char *store, struct ch
         print_json_member(stdout, "store", store);
         (void)printf(",\n  \"findings\": [");
     }
-    r = inspect_check(store, false, print_finding, c, &summary, err);
+    if (c->repair)
+        r = run_repair(store, c, &mended, err);
+    if (r == 0)
+        r = inspect_check(store, false, print_finding, c, &summary, err);
     if (r < 0) {
         if (c->json) {
             (void)printf("%s],\n  ", c->printed ? "\n  " : "");
@@ -120,7 +157,7 @@ static int run_check(const struct command *command, const char *store, struct ch
         print_summary_json(c, &summary);
     else if (!c->quiet)
         print_summary(store, &summary);
-    return summary.defects ? CHECK_DEFECTS : CHECK_CLEAN;
+    return summary.defects || mended ? CHECK_DEFECTS : CHECK_CLEAN;
 }
 
 static int check_run(const struct command *command, int argc, char **argv)
@@ -128,15 +165,17 @@ static int check_run(const struct command *command, int argc, char **argv)
     static const struct option options[] = {{"help", no_argument, NULL, 'h'},
                                             {"json", no_argument, NULL, 'j'},
                                             {"quiet", no_argument, NULL, 'q'},
+                                            {"repair", no_argument, NULL, 'r'},
                                             {0}};
     struct checking c = {0};
     int option, code = TOOL_OK;
 
-    while ((option = tool_option(command, argc, argv, ":hjq", options, &code)) != -1) {
+    while ((option = tool_option(command, argc, argv, ":hjqr", options, &code)) != -1) {
         if (option == TOOL_OPTION_STOP)
             return code;
         c.json |= option == 'j';
         c.quiet |= option == 'q';
+        c.repair |= option == 'r';
     }
     if (argc - optind != 1)
         return tool_usage(command, optind == argc ? "the store is missing" : "one store at a time");
