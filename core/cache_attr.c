@@ -130,8 +130,12 @@ static int resize(struct larder *l, uint64_t id, struct larder_file *f, uint64_t
     struct open_node *on;
     int r;
 
-    if (f)
-        return f->writable ? open_node_resize(f->on, size_bytes) : -EBADF;
+    if (f && !f->writable)
+        return -EBADF;
+    if (f) {
+        atomic_store(&f->flushed, false);
+        return open_node_resize(f->on, size_bytes);
+    }
     r = open_node_get(l, id, true, &on);
     if (r < 0)
         return r;

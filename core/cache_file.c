@@ -332,8 +332,7 @@ int larder_open_file(struct larder *l, uint64_t id, int flags, struct larder_fil
 void larder_release(struct larder_file *f)
 {
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
-    if (f->writable)
-        (void)open_node_commit(f->on, false); /* pages of a mapping written after close; close(2) reported the rest */
+    (void)larder_flush_rest(f); /* pages of a mapping written after close; close(2) reported the rest */
     larder_abandon(f);
 }
 
@@ -516,6 +515,7 @@ int larder_write(struct larder_file *f, const void *buf, size_t bytes, uint64_t 
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
     if (r < 0)
         return r;
+    atomic_store(&f->flushed, false);
     lock_take(&f->on->lock);
     RETRY_WHEN_HOST_IS_FULL(f->on, bytes, r, content_write(f->on->content, buf, bytes, offset));
     if (r == 0) {
@@ -535,6 +535,7 @@ int larder_allocate(struct larder_file *f, int mode, uint64_t offset, uint64_t b
         return r;
     if (!f->writable)
         return -EBADF;
+    atomic_store(&f->flushed, false);
     lock_take(&f->on->lock);
     RETRY_WHEN_HOST_IS_FULL(f->on, bytes, r, content_allocate(f->on->content, mode, offset, bytes));
     if (r == 0)
@@ -550,6 +551,7 @@ int larder_expect_changes(struct larder_file *f)
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
     if (r < 0)
         return r;
+    atomic_store(&f->flushed, false);
     lock_take(&f->on->lock);
     r = content_allocate(f->on->content, FALLOC_FL_KEEP_SIZE, 0, 1);
     if (r == 0)
@@ -812,11 +814,29 @@ int open_node_commit(struct open_node *on, bool durable)
 
 int larder_flush(struct larder_file *f)
 {
+    int r;
+
     CHECK_OBJ(f, LARDER_FILE_MAGIC);
     if (!f->writable)
         return 0;
-    return open_node_commit(f->on, f->l->opts.durability == LARDER_DURABILITY_FSYNC &&
-                                       has_something_to_commit(f->on));
+    atomic_store(&f->flushed, true); /* first: what is written meanwhile is not */
+    r = open_node_commit(f->on, f->l->opts.durability == LARDER_DURABILITY_FSYNC &&
+                                    has_something_to_commit(f->on));
+    if (r < 0)
+        atomic_store(&f->flushed, false);
+    return r;
+}
+
+int larder_flush_rest(struct larder_file *f)
+{
+    struct larder *l = f->l;
+    bool others;
+
+    CHECK_OBJ(f, LARDER_FILE_MAGIC);
+    lock_take(&l->lock);
+    others = f->on->writers > 1;
+    lock_give(&l->lock);
+    return others && atomic_load(&f->flushed) ? 0 : larder_flush(f);
 }
 
 int larder_fsync(struct larder_file *f, bool datasync)

@@ -160,6 +160,9 @@ int larder_copy_range(struct larder_file *in, uint64_t in_offset, struct larder_
                       uint64_t bytes, bool kill_priv, uint64_t *ret_bytes); /* [waits] */
 /* close(2) of one descriptor: commits what was written (C2). [waits with durability=fsync] */
 int larder_flush(struct larder_file *f);
+/* For the release, which the kernel sends some time after: by then another may be writing, and what is half written by
+ * him is not this one's to commit. [waits with durability=fsync] */
+int larder_flush_rest(struct larder_file *f);
 /* datasync may leave times behind. [waits] */
 int larder_fsync(struct larder_file *f, bool datasync);
 /* Everything logged so far is on the device. [waits] */

@@ -361,7 +361,7 @@ static void ops_release_run(struct worker_job *job)
 {
     _cleanup_free_ struct ops_file_job *j = (struct ops_file_job *)job;
     struct handle *h = j->handle;
-    int r = h->file && h->writable ? larder_flush(h->file) : 0;
+    int r = h->file && h->writable ? larder_flush_rest(h->file) : 0;
 
     if (r < 0)
         larder_count_error(j->c.fs->larder, r); /* nobody waits for the answer */

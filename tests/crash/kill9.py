@@ -86,6 +86,24 @@ class Filler:
             f.truncate(left)
 
 
+class OfferUring:
+    """While it lasts the kernel offers io_uring to those who mount."""
+
+    def __init__(self, mode):
+        self.wanted = mode == "uring"
+
+    def __enter__(self):
+        if self.wanted:
+            with open(URING_PARAMETER, "r+") as parameter:
+                self.before = parameter.read().strip()
+                parameter.write("Y")
+
+    def __exit__(self, *_):
+        if self.wanted:
+            with open(URING_PARAMETER, "w") as parameter:
+                parameter.write(self.before)
+
+
 class Campaign:
     """A store, its clients, and round after round of SIGKILL. counts: what has been done so far, by kind."""
 
@@ -102,26 +120,15 @@ class Campaign:
             self.filler = Filler(os.path.join(disk, "filler"))
         self.mount = site.mount(start=False, store=store, **options)
         self.start()
-        self.clients = [Client(n, scale, loses, mode == "full") for n in range(clients)]
+        self.clients = [Client(n, scale, loses, mode == "full", 4096 if mode == "big" else 256 << 10) for n in range(clients)]
         for client in self.clients:
             prepare(client, self.mount.mnt)
         self.start_seconds = 0.03
         self.settled = self.settle() if mode == "damage" else None
 
     def start(self):
-        """In uring mode the kernel must offer it, for as long as the mount takes."""
         began = time.monotonic()
-        if self.mode != "uring":
-            self.mount.start()
-        else:
-            with open(URING_PARAMETER, "r+") as parameter:
-                before = parameter.read().strip()
-                try:
-                    parameter.write("Y")
-                    parameter.flush()
-                    self.mount.start()
-                finally:
-                    parameter.write(before)
+        self.mount.start()
         self.start_seconds = time.monotonic() - began
 
     # one round
@@ -294,11 +301,12 @@ def campaign_run(args, mode, seed, base):
     wrong, began = ["it did not run"], time.monotonic()
     counts = collections.Counter()
     try:
-        campaign = Campaign(site, mode, seed, args.clients)
-        counts = campaign.counts
-        wrong = []
-        while not wrong and counts["rounds"] < args.rounds and (not args.until or time.time() < args.until):
-            wrong = campaign.round()
+        with OfferUring(mode):
+            campaign = Campaign(site, mode, seed, args.clients)
+            counts = campaign.counts
+            wrong = []
+            while not wrong and counts["rounds"] < args.rounds and (not args.until or time.time() < args.until):
+                wrong = campaign.round()
     finally:
         failed = bool(wrong)
         wrong = wrong + site.finish(failed)

@@ -22,6 +22,8 @@ NAMES_MAX = 36
 LINKS_MAX = 3
 PIECES_MAX = 4
 REFUSED_LOOKS = 20
+#: Names of what is not yet a key.
+HALVES = ("slow", "open", "newdb")
 NOTIFIED_LOOKS = 200
 TRACE_MAX = 40
 #: A key that may expire within this while it is being changed counts as possibly gone.
@@ -33,12 +35,15 @@ class Wrong(Exception):
 
 
 class Client:
-    """`scale` multiplies the sizes of values. `loses`: keys may be evicted. `full_ok`: ENOSPC may happen."""
+    """`scale` multiplies the sizes of values. `loses`: keys may be evicted. `full_ok`: ENOSPC may happen. Larger values
+    than `in_place_bytes` have files of their own."""
 
-    def __init__(self, number, scale=1.0, loses=False, full_ok=False):
+    def __init__(self, number, scale=1.0, loses=False, full_ok=False, in_place_bytes=256 << 10):
         self.number, self.scale, self.loses, self.full_ok = number, scale, loses, full_ok
+        self.in_place_bytes = in_place_bytes
         self.state = State()
         self.pending = None
+        self.between = None  # a state on the way there
         self.version = 0
         self.changes = 0
         self.next_inode = 1
@@ -68,7 +73,7 @@ class Client:
             try:
                 self.change()
             except FileNotFoundError as error:
-                complaint = self.miss(error)
+                complaint = self.refused() if self.full_ok and error.filename in HALVES else self.miss(error)
             except OSError as error:
                 if error.errno == errno.ENOSPC and self.full_ok:
                     complaint = self.refused()
@@ -78,8 +83,19 @@ class Client:
                     complaint = f"client {self.number}: {error!r} with pending {self.pending}"
             except Wrong as error:
                 complaint = f"client {self.number}: {error}"
+        self.outlive_the_mount(complaint)
         self.rng = self.slow = None
         return self, complaint and f"{complaint}\n    after " + "; ".join(self.trace)
+
+    def outlive_the_mount(self, complaint):
+        """A daemon that is being stopped may still serve: the file held open must not be closed, which commits, before."""
+        for _ in range(NOTIFIED_LOOKS if self.slow and not complaint else 0):
+            try:
+                os.listdir(".")
+            except OSError as error:
+                if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+                    break
+            until(time.monotonic() + 0.005)
 
     def served(self):
         try:
@@ -106,7 +122,9 @@ class Client:
             if self.loses or node.get("maybe_gone") or (due and now >= due[0]):
                 self.state.forget(inode, may_return=self.loses)
                 excused = True
-        return None if excused else f"client {self.number}: {error!r}: lost while the daemon ran"
+        here = [(self.state.path(place), os.path.lexists(self.state.path(place))) for place in self.using]
+        return None if excused else f"client {self.number}: {error!r} of {error.filename} {error.filename2}: lost while the " \
+            f"daemon ran; {here}"
 
     def is_gone(self, path):
         """The kernel may hold the name until it is told; that must not take long."""
@@ -157,7 +175,7 @@ class Client:
 
     def remove_halves(self, top):
         """What was being made under a name of its own when the disk was full."""
-        for name in ("slow", "open", "newdb"):
+        for name in HALVES:
             if (0, name) not in self.state.names:
                 self.unlink_if_there(os.path.join(top, name))
 
@@ -174,9 +192,20 @@ class Client:
         states = [("before", self.state.copy())]
         if self.pending:
             states.append(("after", self.state.copy().apply(self.pending)))
-            if self.full_ok:
+            if self.between:  # a rename commits what is open, then renames
+                states.append(("between", self.state.copy().apply(self.between)))
+            if self.full_ok or self.appends_in_place():
                 states.append(("cut", self.cut_short(top)))
         return states
+
+    def appends_in_place(self):
+        """A value that has a file of its own and is not truncated carries no promise as a whole before the next commit."""
+        for inode, node in self.pending[0].items():
+            old = (self.state.nodes.get(inode) or {}).get("pieces")
+            new = (node or {}).get("pieces")
+            if old and new and new[:len(old)] == old and sum(size for _, size in old) > self.in_place_bytes:
+                return True
+        return False
 
     def cut_short(self, top):
         """The pending change with its values as long as they are found."""
@@ -189,6 +218,9 @@ class Client:
                 except OSError:
                     continue
                 pieces = []
+                old = (self.state.nodes.get(inode) or {}).get("pieces")
+                if old and not self.full_ok:
+                    left = max(left, sum(size for _, size in old))
                 for version, size in node["pieces"]:
                     if left > 0:
                         pieces.append((version, min(left, size)))
@@ -222,7 +254,7 @@ class Client:
             if node and node.get("written", (0, 0))[1] is None:
                 self.pending[0][inode] = {**node, "written": (node["written"][0], now)}
         self.state.apply(self.pending)
-        self.pending = None
+        self.pending = self.between = None
         self.changes += 1
         return result
 
@@ -380,6 +412,7 @@ class Client:
         try:
             self.write_all(fd, self.data((value,)))
             self.using = [(0, "open")]
+            self.between = {inode: self.made((value,), time.time())}, {(0, "open"): inode}
             self.step(lambda: os.rename("open", self.state.path(target)), {inode: self.made((value,), time.time())},
                       {(0, "open"): None, target: inode})
         finally:
@@ -553,6 +586,7 @@ class Client:
             del node["pieces"]
             try:
                 self.write_all(fd, b"".join(block(self.number, version, i) for i in range(count)))
+                self.using = [(0, "newdb")]
                 self.step(lambda: os.rename("newdb", "db"), {inode: node}, {(0, "newdb"): None, place: inode})
             finally:
                 self.close_failed(fd)

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kill9 import MODES, URING_PARAMETER, Campaign  # noqa: E402
+from kill9 import MODES, URING_PARAMETER, Campaign, OfferUring  # noqa: E402
 from load import Client, prepare  # noqa: E402
 from oracle import State, new_file, reconcile  # noqa: E402
 
@@ -21,9 +21,10 @@ pytestmark = pytest.mark.daemon
 def test_sigkill_under_load(site, request, seed, mode):
     if mode == "uring" and not os.path.exists(URING_PARAMETER):
         pytest.skip("this kernel has no FUSE over io_uring")
-    campaign = Campaign(site, mode, seed)
-    for number in range(request.config.getoption("--kill-rounds")):
-        assert campaign.round() == [], f"round {number + 1}"
+    with OfferUring(mode):
+        campaign = Campaign(site, mode, seed)
+        for number in range(request.config.getoption("--kill-rounds")):
+            assert campaign.round() == [], f"round {number + 1}"
 
 
 def known():
