@@ -11,9 +11,8 @@ import pytest
 
 from harness import sysx
 from harness.errors import raises
-from harness.procs import Child, run_child
+from harness.procs import run_child
 from harness.values import get, put, random_bytes
-from harness.wait import Deadline
 
 RENAME_EXCHANGE, RENAME_WHITEOUT = 2, 4
 AT_EMPTY_PATH, STATX_BTIME = 0x1000, 0x800
@@ -161,49 +160,3 @@ def test_a_directory_replaced_by_rename_gets_a_new_ctime(mount):
     assert os.fstat(fd).st_nlink == 0
     assert os.fstat(fd).st_ctime_ns > before
     os.close(fd)
-
-
-def write_and_rename_for_ever(m):
-    """Renames while the file is still open: the rename commits it, which takes a while."""
-    while True:
-        fd = os.open(m.path("from"), os.O_WRONLY | os.O_CREAT, 0o644)
-        os.write(fd, b"first" * 100_000)
-        try:
-            os.rename(m.path("from"), m.path("to"))
-        except FileNotFoundError:
-            pass  # taken away by the other
-        os.close(fd)
-
-
-def put_in_its_way(m):
-    """A descriptor of a file that was made under the name while it was being renamed, and was moved in its place."""
-    deadline = Deadline(20)
-    while not deadline.passed():
-        try:
-            os.unlink(m.path("from"))
-            fd = os.open(m.path("from"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except (FileNotFoundError, FileExistsError):
-            continue
-        os.write(fd, b"second")
-        for _ in range(50):
-            if os.stat(m.path("to")).st_ino == os.fstat(fd).st_ino:
-                return fd
-        os.close(fd)
-    raise AssertionError("never moved in the other's place")
-
-
-@pytest.mark.daemon
-@pytest.mark.parametrize("turn", range(3))
-def test_a_file_that_takes_the_name_during_a_rename_is_committed_by_it(mount, turn):
-    """Its rename has replaced a value: after a SIGKILL one of the two must be there."""
-    m = mount(durability="fsync")
-    put(m.path("to"), b"zeroth")
-    renamer = Child(write_and_rename_for_ever, m)
-    fd = put_in_its_way(m)
-    m.kill(clear=False)
-    renamer.kill()
-    with raises(errno.ENOTCONN, errno.ECONNABORTED):
-        os.close(fd)
-    m.clear()
-    m.start()
-    assert get(m.path("to"))[:6] in (b"second", b"firstf")

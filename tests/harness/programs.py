@@ -52,7 +52,7 @@ def fio(site, directory, engine, direct, size_mb, seed):
     os.makedirs(directory, exist_ok=True)
     site.run_ok(["fio", "--name=job", f"--directory={directory}", f"--ioengine={engine}", f"--direct={direct}",
                  "--rw=randrw", "--bsrange=4k-128k", f"--size={size_mb}m", "--numjobs=2", "--verify=crc32c",
-                 "--verify_fatal=1", "--verify_backlog=256", "--group_reporting", f"--randseed={seed}"], timeout=300)
+                 "--verify_fatal=1", "--verify_backlog=256", "--group_reporting", f"--randseed={seed}"], timeout=300, cwd=directory)
     shutil.rmtree(directory)
 
 
