@@ -21,9 +21,22 @@
 #define OPS_BLOCK_BYTES 4096u
 #define OPS_FILES_UNBOUNDED (1ull << 32)
 
+/* Over io_uring only the ring's own thread may answer: it submits its queue without the lock under which libfuse (3.18.3,
+ * pull request 1531) puts other threads' answers there. One that comes at that moment is lost, and its client would wait
+ * for ever. So what waits, waits in that thread, and with it the clients on its core. */
+static bool ops_must_answer_here(const struct call *c)
+{
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+    return fuse_req_is_uring(c->req);
+#else
+    (void)c;
+    return false;
+#endif
+}
+
 void ops_defer(const struct call *c, struct worker_job *job)
 {
-    if (atomic_load(&c->fs->stopping)) {
+    if (atomic_load(&c->fs->stopping) || ops_must_answer_here(c)) {
         job->run(job);
         return;
     }
