@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -73,7 +74,7 @@ static void helper_reply(enum helper_line line, int result, const char *device)
 {
     struct helper_reply reply = {.result = result};
 
-    memcpy(reply.device, device, sizeof(reply.device));
+    (void)snprintf(reply.device, sizeof(reply.device), "%s", device); /* what follows it is nobody's business */
     (void)send(HELPER_FIRST_FD + (int)line, &reply, sizeof(reply),
                MSG_NOSIGNAL); /* then nobody waits for it */
 }
