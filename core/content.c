@@ -264,6 +264,12 @@ bool content_was_refused(struct content *c)
     return refused;
 }
 
+bool content_is_in_place(struct content *c)
+{
+    CHECK_OBJ(c, CONTENT_MAGIC);
+    return atomic_load(&c->state) == CONTENT_IN_PLACE;
+}
+
 bool content_is_sealed(struct content *c)
 {
     CHECK_OBJ(c, CONTENT_MAGIC);

@@ -110,6 +110,7 @@ uint64_t content_size(struct content *c);
 uint64_t content_disk_bytes(struct content *c); /* for st_blocks */
 bool content_is_dirty(struct content *c);       /* has changes a commit would publish */
 bool content_is_sealed(struct content *c);
+bool content_is_in_place(struct content *c);    /* what was changed is the committed file itself, committed or not */
 bool content_was_refused(struct content *c);    /* proved too large; eviction would not help */
 
 /* Turns the changes into a value: payload written, checksummed, verified sizes. durable: the payload is on

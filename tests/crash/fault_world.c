@@ -42,8 +42,8 @@ void world_fail(struct world *w, const char *format, ...)
 
     (void)fprintf(stderr, "%.*s", (int)w->trace_bytes, w->trace);
     (void)fprintf(stderr, "failed call: %s; calls counted %llu, failed %llu; allocations %llu, failed %llu\nWRONG: ",
-                  faultio_call_name(atomic_load(&w->fio.last_failed)), (unsigned long long)w->fio.counted,
-                  (unsigned long long)w->fio.failed, (unsigned long long)faultheap_counted(),
+                  faultio_call_name(atomic_load(&w->fio->last_failed)), (unsigned long long)w->fio->counted,
+                  (unsigned long long)w->fio->failed, (unsigned long long)faultheap_counted(),
                   (unsigned long long)faultheap_failed());
     va_start(args, format);
     (void)vfprintf(stderr, format, args);
@@ -102,7 +102,7 @@ static void fill(const struct world *w, uint32_t version, uint8_t *out)
 
 static uint64_t faults(const struct world *w)
 {
-    return w->fio.failed + faultheap_failed();
+    return w->fio->failed + faultheap_failed();
 }
 
 void world_init(struct world *w, const char *dir, uint64_t seed)
@@ -111,13 +111,40 @@ void world_init(struct world *w, const char *dir, uint64_t seed)
     (void)snprintf(w->dir, sizeof(w->dir), "%s", dir);
     w->clock_ops = (struct clock_ops){.mono_ns = world_now, .wall_ns = world_now};
     larder_options_init(&w->opts);
-    faultio_init(&w->fio, &io_posix);
+    w->fio = &w->own_fio;
+    faultio_init(w->fio, &io_posix);
     w->trace = malloc(TRACE_BYTES_MAX);
     w->expected = malloc(VALUE_BYTES_MAX);
     w->found = malloc(VALUE_BYTES_MAX);
     w->version_count = 1; /* 0: empty */
     if (!w->trace || !w->expected || !w->found)
         abort();
+}
+
+void world_split(struct world *w, const struct world *from, unsigned number)
+{
+    world_init(w, from->dir, from->rng + number);
+    w->fio = from->fio;
+    w->l = from->l;
+    w->opts = from->opts;
+    w->real_clock = from->real_clock;
+    w->evicts = from->evicts;
+    w->transparent = from->transparent;
+    w->stop_at_failure = from->stop_at_failure;
+    w->reads_fail = from->reads_fail;
+    w->version_count = 1 + number * VERSIONS_PER_PART;
+}
+
+void world_join(struct world *w, struct world *part)
+{
+    for (unsigned i = 0; i < part->key_count; i++)
+        *world_key(w, part->keys[i].path) = part->keys[i];
+    for (uint32_t i = 1; i < part->version_count; i++)
+        if (part->versions[i].bytes > 0)
+            w->versions[i] = part->versions[i];
+    w->version_count = MAX(w->version_count, part->version_count);
+    w->halted |= part->halted;
+    world_fini(part);
 }
 
 void world_fini(struct world *w)
@@ -130,7 +157,7 @@ void world_fini(struct world *w)
 int world_open(struct world *w, struct errtext *err)
 {
     struct larder_callbacks callbacks = {.log = world_log, .ctx = w};
-    struct cache_host host = {.io = &w->fio.io,
+    struct cache_host host = {.io = &w->fio->io,
                               .dir_fd = open(w->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC),
                               .clock_ops = w->real_clock ? &clock_posix : &w->clock_ops,
                               .clock_ctx = w,
@@ -175,7 +202,7 @@ void world_kill(struct world *w)
 
 bool world_faults_fired(const struct world *w)
 {
-    return w->fio.failed + faultheap_failed() > 0;
+    return w->fio->failed + faultheap_failed() > 0;
 }
 
 /* ---- model ---- */
@@ -236,7 +263,7 @@ static bool error_is_proper(int r)
 /* true: it succeeded. A failure must have a cause. */
 static bool judge(struct world *w, const char *what, const char *path, int r)
 {
-    trace(w, "%s %s = %d [%llu]\n", what, path, r, (unsigned long long)w->fio.counted);
+    trace(w, "%s %s = %d [%llu]\n", what, path, r, (unsigned long long)w->fio->counted);
     if (r == 0)
         return true;
     if (w->stop_at_failure)
@@ -573,7 +600,7 @@ void do_work(struct world *w, const char *what, int (*work)(struct larder *l))
     if (w->halted)
         return;
     r = work(w->l);
-    trace(w, "%s = %d [%llu]\n", what, r, (unsigned long long)w->fio.counted);
+    trace(w, "%s = %d [%llu]\n", what, r, (unsigned long long)w->fio->counted);
     if (r < 0 && w->transparent)
         world_fail(w, "%s: %s, of something that must not matter", what, strerror(-r));
 }

@@ -18,6 +18,7 @@
 #define KEYS_MAX 48u
 #define ACCEPT_MAX 24u
 #define VERSIONS_MAX 4096u
+#define VERSIONS_PER_PART 512u
 
 struct accept {
     uint32_t version;
@@ -42,7 +43,7 @@ struct version {
 struct world {
     struct larder *l;
     struct larder_options opts;
-    struct faultio fio;
+    struct faultio *fio, own_fio; /* fio: of the world that others were split from */
     struct clock_ops clock_ops;
     char dir[128];
     uint64_t now_ns, rng;
@@ -78,6 +79,9 @@ int world_close(struct world *w);
 /* The daemon is killed: nothing more reaches the disk, its lock is free. */
 void world_kill(struct world *w);
 uint64_t world_random(struct world *w, uint64_t bound);
+/* For a thread of its own: the same store, other keys, versions from `number` on. To be joined again. */
+void world_split(struct world *w, const struct world *from, unsigned number);
+void world_join(struct world *w, struct world *part);
 bool world_faults_fired(const struct world *w);
 
 struct key *world_key(struct world *w, const char *path);

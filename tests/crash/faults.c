@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <getopt.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -208,12 +209,60 @@ static void work_reopen(struct world *w)
     }
 }
 
+#define THREADS 3u
+
+static void *thread_main(void *arg)
+{
+    struct world *w = arg;
+    unsigned number = w->version_count / VERSIONS_PER_PART;
+
+    for (unsigned i = 0; i < 60; i++) {
+        char path[32];
+        (void)snprintf(path, sizeof(path), "t%uk%u", number, (unsigned)world_random(w, 8));
+        struct key *k = world_key(w, path);
+        uint32_t bytes = (uint32_t)(i % 12 == 11 ? 400000 : 200 + world_random(w, 30000));
+        do_put(w, k, world_version(w, bytes, i % 3 == 0), i % 10 == 0);
+        if (i % 4 == 1)
+            do_get(w, world_key(w, path));
+        if (i % 9 == 5)
+            do_unlink(w, k);
+    }
+    return NULL;
+}
+
+/* Clients at once, with the threads that evict, expire, clean and write checkpoints behind them. */
+static void work_threads(struct world *w)
+{
+    struct world *parts[THREADS];
+    pthread_t threads[THREADS];
+
+    if (larder_start(w->l) < 0)
+        return;
+    for (unsigned i = 0; i < THREADS; i++) {
+        parts[i] = calloc(1, sizeof(*parts[i]));
+        if (!parts[i])
+            abort();
+        world_split(parts[i], w, i + 1);
+        if (pthread_create(&threads[i], NULL, thread_main, parts[i]) != 0)
+            abort();
+    }
+    do_work(w, "checkpoint", step_checkpoint);
+    do_work(w, "clean", work_clean_segment);
+    for (unsigned i = 0; i < THREADS; i++) {
+        if (pthread_join(threads[i], NULL) != 0)
+            abort();
+        world_join(w, parts[i]);
+        free(parts[i]);
+    }
+}
+
 struct workload {
     const char *name;
     void (*run)(struct world *w);
     void (*before)(struct world *w); /* on a disk that is well */
     uint64_t quota_bytes;
     bool from_open; /* the fault may be in opening, too */
+    bool threads;   /* the order of calls is not the same twice */
 };
 
 static void before_reopen(struct world *w)
@@ -227,6 +276,7 @@ static const struct workload workloads[] = {
     {.name = "sizes", .run = work_sizes, .quota_bytes = 64 * MIB},
     {.name = "evict", .run = work_evict, .quota_bytes = 2 * MIB},
     {.name = "reopen", .run = work_reopen, .before = before_reopen, .quota_bytes = 64 * MIB, .from_open = true},
+    {.name = "threads", .run = work_threads, .quota_bytes = 4 * MIB, .threads = true},
 };
 
 /* ---- one run ---- */
@@ -273,7 +323,7 @@ static void arm(struct world *w, const struct run *run)
     if (run->kind->heap)
         faultheap_plan(run->n, last);
     else
-        faultio_plan(&w->fio, &(struct faultio_plan){.calls = run->kind->calls,
+        faultio_plan(w->fio, &(struct faultio_plan){.calls = run->kind->calls,
                                                       .first = run->n,
                                                       .last = run->n ? last : 0,
                                                       .error = run->kind->error});
@@ -282,8 +332,8 @@ static void arm(struct world *w, const struct run *run)
 /* The disk is well again. How much had failed stays known. */
 static void disarm(struct world *w)
 {
-    w->fio.plan.first = 0;
-    w->fio.plan.calls = 0;
+    w->fio->plan.first = 0;
+    w->fio->plan.calls = 0;
 }
 
 /* Said once, or not at all; and read-only only when something could not be undone. */
@@ -371,6 +421,7 @@ static void prepare(struct world *w, const struct run *run)
     struct errtext err;
 
     w->opts.quota_bytes = run->workload->quota_bytes;
+    w->real_clock = run->workload->threads;
     w->evicts = run->workload->quota_bytes < 16 * MIB;
     if (run->workload->before || !run->workload->from_open) {
         if (world_open(w, &err) < 0)
@@ -404,12 +455,14 @@ static void run_in_child(const struct run *run, uint64_t *ret_counted)
     w->stop_at_failure = run->end == END_HALT;
     arm(w, run);
     run->workload->run(w);
-    *ret_counted = run->kind->heap ? faultheap_counted() : atomic_load(&w->fio.counted);
+    if (w->l)
+        work_stop(w->l);
+    *ret_counted = run->kind->heap ? faultheap_counted() : atomic_load(&w->fio->counted);
     disarm(w);
     if (run->kind->heap)
         faultheap_plan(UINT64_MAX, UINT64_MAX); /* no more of it; world_faults_fired stays true below */
     if (run->kind->heap)
-        (void)atomic_fetch_add(&w->fio.failed, run->n > 0 && run->n <= *ret_counted);
+        (void)atomic_fetch_add(&w->fio->failed, run->n > 0 && run->n <= *ret_counted);
     check_live(w, run);
     stop(w, run, fds);
     if (run->end == END_CLOSE && faultheap_live() != blocks)
@@ -519,6 +572,8 @@ static bool wanted(const char *filter, const char *name)
 /* Short and interrupted calls that never end are no fault of the disk's, but of the test's. */
 static bool makes_sense(const struct run *run)
 {
+    if (run->workload->threads && run->kind->heap) /* the heap is the test's as well */
+        return false;
     if (run->kind->transparent)
         return run->mode != MODE_ON && run->end == END_CLOSE;
     return true;
@@ -526,7 +581,7 @@ static bool makes_sense(const struct run *run)
 
 static void sweep_kind(struct sweep *s, const struct workload *workload, const struct kind *kind)
 {
-    uint64_t count = s->list ? 0 : count_calls(s, workload, kind);
+    uint64_t count = s->list || (workload->threads && kind->heap) ? 0 : count_calls(s, workload, kind);
 
     for (unsigned m = 0; m < MODE_COUNT; m++)
         for (unsigned e = 0; e < END_COUNT; e++) {
