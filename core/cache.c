@@ -254,13 +254,19 @@ static int make_store(struct larder *l, const char *path, struct errtext *err)
     return r < 0 ? errtext(err, r, "store %s: cannot be set up: %s", path, strerror(-r)) : 0;
 }
 
+/* So often in one mount; after that it is no accident, or a file system that gives a file another number each time. */
+#define MENDS_MAX 16u
+
 void cache_mend_files(struct larder *l)
 {
     struct superblock sb = {.version = FORMAT_VERSION, .created_ns = (uint64_t)cache_wall(l)};
     uint8_t raw[DISK_SUPERBLOCK_BYTES];
     struct stat st;
 
+    if (atomic_load(&l->mends) >= MENDS_MAX)
+        return;
     if (io_stat_at(l->io, l->dir_fd, "FORMAT", &st) == -ENOENT) {
+        atomic_fetch_add(&l->mends, 1);
         memcpy(sb.store_id, l->store_id, sizeof(sb.store_id));
         format_superblock_pack(&sb, raw);
         if (write_file(l, "FORMAT", "FORMAT.tmp", raw, sizeof(raw)) == 0)
@@ -268,6 +274,7 @@ void cache_mend_files(struct larder *l)
     }
     if (journal_is_whole(l->journal) || atomic_exchange(&l->checkpoint_wanted, true))
         return;
+    atomic_fetch_add(&l->mends, 1);
     cache_logf(l, LARDER_LOG_WARNING, "event=store_meddled file=\"journal or index\" consequence=\"a new checkpoint is written\"");
     work_want_tidy(l);
 }

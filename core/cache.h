@@ -38,6 +38,23 @@
  *   K5  when a name goes from one fsynced value to another (rename), the record is durable before the request is
  *       answered and before the replaced bytes are let go: a power cut shows one of the two.
  *
+ * What becomes of a failure below:
+ *   a sync                    the kernel may have dropped what it could not write: nothing that depended on it is promised,
+ *                             the file is not trusted again, the cache is read-only until it is mounted anew; said once
+ *   a write to the journal    likewise; but for want of room it is kept and tried again
+ *   any other change          that request fails, and what it was to replace stays; the next one goes elsewhere
+ *   no room (ENOSPC, EDQUOT)  keys leave, a bounded number of times, then the request fails; heals by itself. Bytes let
+ *                             go of by a record that found no room wait for it (K3). A sync is no such case
+ *   no descriptors, no memory the request fails, heals by itself; but a change that has happened and cannot be put into
+ *                             a record for want of memory makes the cache read-only
+ *   a read of a value         the key is dropped and counted, its reader gets EIO, the next finds a miss; bytes changed
+ *                             in place stay
+ *   a read at mount           of FORMAT, checkpoint or journal: no mount; of a value's file: a miss
+ *   a checkpoint              the journal goes on, another try follows in a while; said once
+ *   our files meddled with    index, journal and FORMAT that went or were replaced are written anew; segments and big
+ *                             files are misses. Bytes of a big file that somebody changes while the kernel reads it
+ *                             itself (passthrough) are beyond us
+ *
  * Invariants, checked by cache_check_invariants in -Dinvariants=true builds:
  *   C-I1  every linked evictable node is in exactly one recency list, no other is in any (E2).
  *   C-I2  entries is the number of linked nodes that are no directories.
@@ -177,6 +194,7 @@ struct larder {
 
     struct lock checkpoint_lock;        /* rank CHECKPOINT */
     _Atomic uint64_t checkpoint_retry_ns; /* mono: after a failed one none is written before, but on request */
+    _Atomic uint32_t mends;               /* times files were found meddled with */
     _Atomic bool checkpoint_wanted;       /* what a restart would read was meddled with */
     _Atomic bool checkpoint_failing;      /* the last one failed; said once */
     _Atomic uint64_t checkpoint_reserve_bytes; /* held in the quota so that the next one finds room */

@@ -337,6 +337,25 @@ static struct node *cleaning_owner(struct larder *l, struct place place, uint64_
     return p.segment_no == place.segment_no && p.offset == place.offset ? n : NULL;
 }
 
+/* A record that is doubtful is a miss (C7), found before its reader finds it: else its segment could never be emptied. */
+static void cleaning_drop(struct larder *l, struct place place, const struct record_info *info)
+{
+    struct value gone = {.kind = VALUE_EMPTY};
+    struct node *n;
+    uint64_t seq;
+
+    lock_take(&l->lock);
+    log_begin(l);
+    n = cleaning_owner(l, place, info->node_id, info->kind); /* it may have moved on while it was read */
+    if (n) {
+        COUNT(l, corrupt_records);
+        cache_drop_node(l, n, DROP_CORRUPT, &gone);
+    }
+    seq = log_end(l);
+    lock_give(&l->lock);
+    log_let_go(l, log_write(l, seq, false), seq, false, &gone, 1);
+}
+
 static int cleaning_visit(void *ctx, struct place place, const struct record_info *info)
 {
     struct cleaning *c = ctx;
@@ -351,8 +370,10 @@ static int cleaning_visit(void *ctx, struct place place, const struct record_inf
     if (!wanted)
         return 0;
     r = store_copy(l->store, place, info, &to);
+    if (r == -EBADMSG)
+        cleaning_drop(l, place, info);
     if (r < 0)
-        return r == -EBADMSG ? 0 : r; /* a doubtful record stays; its reader will find out */
+        return r == -EBADMSG ? 0 : r;
     c->records[c->count].from = place;
     c->records[c->count].to = to;
     c->records[c->count].node_id = info->node_id;

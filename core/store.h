@@ -127,7 +127,8 @@ typedef int (*store_visit)(void *ctx, struct place place, const struct record_in
 int store_walk_segment(struct store *st, uint32_t segment_no, unsigned records_max, uint32_t *offset, store_visit visit,
                        void *ctx, bool *ret_done);
 
-/* Appends a verified copy of a record as it is stored; info as the walk gave it. -EBADMSG when it does not verify.
+/* Appends a verified copy of a record as it is stored; info as the walk gave it. -EBADMSG when it does not verify, or
+ * cannot be read.
  * Never evicts (-ENOSPC instead): it is called while room is being made. */
 int store_copy(struct store *st, struct place from, const struct record_info *info, struct place *ret_to);
 

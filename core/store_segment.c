@@ -348,7 +348,7 @@ int store_copy(struct store *st, struct place from, const struct record_info *in
         return r == -ENOENT ? -EBADMSG : r;
     r = io_read_full(st->io, fd, payload, info->stored_bytes, (uint64_t)from.offset + DISK_VALUE_HEADER_BYTES);
     segment_unpin(seg);
-    if (r == -ENODATA)
+    if (r == -ENODATA || r == -EIO) /* there is no telling an append that failed from this, but by a word of its own */
         r = -EBADMSG;
     if (r == 0)
         r = verify_payload(info, payload);

@@ -597,9 +597,13 @@ void do_work(struct world *w, const char *what, int (*work)(struct larder *l))
 {
     int r;
 
+    uint64_t before = faults(w);
+
     if (w->halted)
         return;
     r = work(w->l);
+    for (unsigned i = 0; w->reads_fail && faults(w) > before && i < w->key_count; i++)
+        w->keys[i].may_miss = true; /* what cleaning cannot read is a miss, too */
     trace(w, "%s = %d [%llu]\n", what, r, (unsigned long long)w->fio->counted);
     if (r < 0 && w->transparent)
         world_fail(w, "%s: %s, of something that must not matter", what, strerror(-r));

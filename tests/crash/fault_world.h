@@ -15,7 +15,7 @@
 #include "cache.h"
 #include "faultio.h"
 
-#define KEYS_MAX 48u
+#define KEYS_MAX 160u
 #define ACCEPT_MAX 24u
 #define VERSIONS_MAX 4096u
 #define VERSIONS_PER_PART 512u

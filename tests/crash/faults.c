@@ -3,7 +3,7 @@
  * faults: the N-th call to the disk fails, or the N-th allocation, for every N a workload reaches.
  *
  *     faults [--store=DIR] [--workload=NAME] [--kind=NAME] [--mode=once|on|burst] [--end=close|kill|halt]
- *            [--n=N | --step=K [--offset=I]] [--seed=S] [--list]
+ *            [--n=N | --step=K [--offset=I]] [--seed=S] [--failures=COUNT] [--list] [--trace]
  *
  * Each run is a process of its own: a new store, the workload with the fault, the disk made well, everything compared
  * with the model; then an orderly stop or a kill (halt: a kill at the first call that failed), the store opened again,
@@ -187,6 +187,24 @@ static void work_evict(struct world *w)
         do_get(w, numbered(w, "pin", i));
 }
 
+/* Segments of which little is left: cleaning moves it. */
+static void work_clean(struct world *w)
+{
+    for (unsigned i = 0; i < 240; i++)
+        do_put(w, numbered(w, "k", i % 120), world_version(w, 1500 + (uint32_t)world_random(w, 2500), false), i == 200);
+    for (unsigned i = 0; i < 120; i++)
+        if (world_random(w, 3) > 0)
+            do_unlink(w, numbered(w, "k", i));
+    do_work(w, "reclaim", step_reclaim);
+    for (unsigned i = 0; i < 4; i++) {
+        do_work(w, "clean", work_clean_segment);
+        do_put(w, numbered(w, "k", i), world_version(w, 20000, false), false);
+    }
+    do_work(w, "checkpoint", step_checkpoint);
+    do_work(w, "clean", work_clean_segment);
+    do_sync(w);
+}
+
 /* A store that is there: opened, used a little, closed, opened, with the fault anywhere in that. */
 static void work_reopen(struct world *w)
 {
@@ -275,6 +293,7 @@ static const struct workload workloads[] = {
     {.name = "names", .run = work_names, .quota_bytes = 64 * MIB},
     {.name = "sizes", .run = work_sizes, .quota_bytes = 64 * MIB},
     {.name = "evict", .run = work_evict, .quota_bytes = 2 * MIB},
+    {.name = "clean", .run = work_clean, .quota_bytes = 8 * MIB},
     {.name = "reopen", .run = work_reopen, .before = before_reopen, .quota_bytes = 64 * MIB, .from_open = true},
     {.name = "threads", .run = work_threads, .quota_bytes = 4 * MIB, .threads = true},
 };
@@ -287,6 +306,7 @@ struct run {
     enum mode mode;
     enum end end;
     uint64_t n, seed; /* n 0: nothing fails, and what could is counted */
+    bool trace;     /* say what is done, also when all is well */
     char dir[96];
 };
 
@@ -457,6 +477,8 @@ static void run_in_child(const struct run *run, uint64_t *ret_counted)
     run->workload->run(w);
     if (w->l)
         work_stop(w->l);
+    if (run->trace)
+        (void)fprintf(stderr, "%.*s", (int)w->trace_bytes, w->trace);
     *ret_counted = run->kind->heap ? faultheap_counted() : atomic_load(&w->fio->counted);
     disarm(w);
     if (run->kind->heap)
@@ -506,7 +528,7 @@ static int run_one(const struct run *run, uint64_t *ret_counted)
 struct sweep {
     const char *workload, *kind, *mode, *end, *dir, *self;
     uint64_t n, step, offset, seed, runs, failures, failures_max;
-    bool list;
+    bool list, trace;
 };
 
 static void set_dir(const struct sweep *s, struct run *run)
@@ -585,7 +607,7 @@ static void sweep_kind(struct sweep *s, const struct workload *workload, const s
 
     for (unsigned m = 0; m < MODE_COUNT; m++)
         for (unsigned e = 0; e < END_COUNT; e++) {
-            struct run run = {.workload = workload, .kind = kind, .mode = m, .end = e, .seed = s->seed};
+            struct run run = {.workload = workload, .kind = kind, .mode = m, .end = e, .seed = s->seed, .trace = s->trace};
             if (!wanted(s->mode, mode_names[m]) || !wanted(s->end, end_names[e]) || !makes_sense(&run))
                 continue;
             if (s->list)
@@ -612,7 +634,8 @@ int main(int argc, char **argv)
         {"end", required_argument, NULL, 'e'},   {"n", required_argument, NULL, 'n'},
         {"step", required_argument, NULL, 's'},  {"offset", required_argument, NULL, 'o'},
         {"seed", required_argument, NULL, 'r'},  {"failures", required_argument, NULL, 'f'},
-        {"list", no_argument, NULL, 'l'},        {NULL, 0, NULL, 0}};
+        {"list", no_argument, NULL, 'l'},        {"trace", no_argument, NULL, 't'},
+        {NULL, 0, NULL, 0}};
     struct sweep s = {.self = argv[0], .dir = "/dev/shm", .step = 1, .seed = 1, .failures_max = 1};
     int c;
 
@@ -625,6 +648,8 @@ int main(int argc, char **argv)
                                       : &s.failures_max;
         if (c == 'l')
             s.list = true;
+        else if (c == 't')
+            s.trace = true;
         else if (strchr("dwkme", c))
             *text = optarg;
         else if (strchr("nsorf", c))

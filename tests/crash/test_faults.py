@@ -13,7 +13,7 @@ import pytest
 STEP = 211  # of the N each workload reaches, one in so many
 
 
-@pytest.mark.parametrize("workload", ["names", "sizes", "evict", "reopen", "threads"])
+@pytest.mark.parametrize("workload", ["names", "sizes", "evict", "clean", "reopen", "threads"])
 def test_a_call_that_fails_anywhere_costs_nothing_acknowledged(build_dir, tmp_path, workload):
     store = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
     done = subprocess.run([os.path.join(build_dir, "tests", "faults"), f"--workload={workload}", f"--step={STEP}",

@@ -120,8 +120,9 @@ def test_another_process_fills_the_disk_and_frees_it_of(site, kind, size):
     site.check(m.store)
 
 
+@pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize("kind, size", DISKS)
-def test_killed_while_the_disk_is_full_it_mounts_again_on(site, kind, size):
+def test_after_an_end_on_a_full_disk_it_mounts_again_on(site, kind, size, how):
     disk = site.loop_disk("disk", size, kind)
     m = site.mount(store=os.path.join(disk.point, "store"), quota="32M")
     m.allow("event=write_failed", "checkpoint_failed", "read-only", "full")
@@ -132,7 +133,7 @@ def test_killed_while_the_disk_is_full_it_mounts_again_on(site, kind, size):
     for _ in range(20):
         assert keys.put() in (None, *TROUBLE)
     before = keys.check()
-    m.restart("kill")
+    m.restart(how)
     assert keys.check() > before // 2, "eviction for room aside, what was acknowledged is there"
     os.unlink(os.path.join(disk.point, "filler"))
     if m.stats()["read_only"]:
@@ -192,7 +193,7 @@ def test_a_device_that_fails_makes_the_cache_read_only_and_is_told_of_once(site)
     host = site.tmpfs("host", 96 * MIB)
     disk = site.loop_disk("disk", 256 * MIB, image=os.path.join(host, "disk.img"))
     m = site.mount(store=os.path.join(disk.point, "store"), quota="64M")
-    m.allow("event=write_failed", "checkpoint_failed", "event=unreadable", "event=corrupt")
+    m.allow("event=write_failed", "checkpoint_failed", "event=unreadable", "event=corrupt", "store_meddled")
     keys = Keys(m.mnt)
     for _ in range(40):
         assert keys.put() is None
@@ -346,7 +347,7 @@ def test_the_store_directory_is_renamed_under_the_daemon(site):
 
 def test_the_store_directory_is_removed_under_the_daemon(site):
     m = site.mount(quota="32M")
-    m.allow("write_failed", "checkpoint_failed", "unreadable", "corrupt")
+    m.allow("write_failed", "checkpoint_failed", "unreadable", "corrupt", "store_meddled")
     keys = Keys(m.mnt)
     for _ in range(20):
         assert keys.put() is None
@@ -366,7 +367,7 @@ def test_the_disk_becomes_read_only_under_the_daemon(site):
     """As ext4 does to itself after an error: what is open for writing stays so, the rest is refused."""
     disk = site.loop_disk("disk")
     m = site.mount(store=os.path.join(disk.point, "store"), quota="32M")
-    m.allow("write_failed", "checkpoint_failed")
+    m.allow("write_failed", "checkpoint_failed", "store_meddled")
     keys = Keys(m.mnt)
     for _ in range(20):
         assert keys.put() is None
@@ -406,7 +407,7 @@ def test_few_descriptors(site):
 
 def test_files_may_not_grow(site):
     m = site.mount(quota="64M")
-    m.allow("write_failed", "checkpoint_failed")
+    m.allow("write_failed", "checkpoint_failed", "store_meddled")
     keys = Keys(m.mnt)
     for _ in range(10):
         assert keys.put() is None
