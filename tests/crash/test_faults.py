@@ -10,14 +10,15 @@ import subprocess
 
 import pytest
 
-STEP = 211  # of the N each workload reaches, one in so many
+#: Of the N each workload reaches, one in so many.
+STEPS = {"names": 97, "sizes": 307, "evict": 503, "clean": 701, "reopen": 307, "threads": 503}
 
 
-@pytest.mark.parametrize("workload", ["names", "sizes", "evict", "clean", "reopen", "threads"])
+@pytest.mark.parametrize("workload", STEPS)
 def test_a_call_that_fails_anywhere_costs_nothing_acknowledged(build_dir, tmp_path, workload):
     store = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(tmp_path)
-    done = subprocess.run([os.path.join(build_dir, "tests", "faults"), f"--workload={workload}", f"--step={STEP}",
+    done = subprocess.run([os.path.join(build_dir, "tests", "faults"), f"--workload={workload}", f"--step={STEPS[workload]}",
                            f"--store={store}"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     runs = int(done.stdout.splitlines()[-1].split()[0])
-    assert runs >= 15, done.stdout[-2000:]
+    assert runs >= 12, done.stdout[-2000:]
