@@ -6,7 +6,7 @@
  *   daemon                                  helper
  *   ask socket    "?"            →          forks a child: stat of the mount point, device number → reply
  *   detach socket "?"            →          umount if the device is still the same → reply
- *   detach socket "!"            →          end the connection, no reply: the daemon is about to die
+ *   detach socket "!"            →          end the connection → reply; the daemon dies next
  *   end of file on either        →          exit
  *
  * Two sockets, because a detach must not queue behind an ask that waits for a daemon which does not answer.
@@ -31,6 +31,7 @@
 #include "fs/fs.h"
 
 #define HELPER_ABORT '!'
+#define HELPER_ABORT_WAIT_MS 2000
 #define HELPER_MAGIC 0x504c4548u /* "HELP" */
 #define HELPER_FIRST_FD 3        /* its two sockets; 0 to 2 are /dev/null */
 #define HELPER_OLD_FDS_MAX 1024  /* closed one by one where there is no close_range(2) (before Linux 5.9) */
@@ -126,7 +127,7 @@ static void helper_serve_abort(struct helper_self *self)
 {
     if (!self->device[0])
         (void)mountpoint_device(self->mountpoint, self->device);
-    (void)mountpoint_abort(self->mountpoint, self->device); /* nobody is left to be told */
+    helper_reply(HELPER_DETACH, mountpoint_abort(self->device), self->device);
 }
 
 __attribute__((noreturn)) static void helper_main(const char *mountpoint)
@@ -248,10 +249,12 @@ int helper_detach(struct helper *h)
 
 void helper_abort(struct helper *h)
 {
+    struct pollfd line = {.fd = h->fds[HELPER_DETACH], .events = POLLIN};
     char request = HELPER_ABORT;
 
     CHECK_OBJ(h, HELPER_MAGIC);
     (void)send(h->fds[HELPER_DETACH], &request, sizeof(request), MSG_NOSIGNAL); /* then it is gone, and cannot help */
+    (void)poll(&line, 1, HELPER_ABORT_WAIT_MS);
 }
 
 void helper_free(struct helper *h)

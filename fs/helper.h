@@ -18,7 +18,8 @@ int helper_ask(struct helper *h, char device[MOUNTPOINT_DEVICE_BYTES]);
 /* Takes the mount off the tree if it is (still) the one helper_ask saw. Also while helper_ask waits in another
  * thread. */
 int helper_detach(struct helper *h);
-/* Asks it to end the connection of that mount (mountpoint_abort), and does not wait for that. */
+/* Has it end the connection of that mount (mountpoint_abort), and waits for that a little: as long as the daemon lives, the
+ * connection's number is not another's. */
 void helper_abort(struct helper *h);
 /* Ends it, if it has not ended yet. NULL is fine. */
 void helper_free(struct helper *h);

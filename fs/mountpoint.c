@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -28,7 +29,8 @@
 #define MOUNTPOINT_DEAD_MAX 16 /* dead mounts stacked on one directory that we clear */
 #define MOUNTPOINT_ASK_MS 5000 /* a mount that is silent for so long is stuck */
 #define MOUNTPOINT_ASK_STEP_MS 2
-#define MOUNTPOINT_CONNECTIONS "/sys/fs/fuse/connections" /* fusectl; one directory per minor number */
+#define MOUNTPOINT_CONNECTIONS "/sys/fs/fuse/connections" /* one directory per minor device number */
+#define MOUNTPOINT_FUSECTL_MAGIC 0x65735543 /* FUSE_CTL_SUPER_MAGIC of fs/fuse/control.c */
 #define KERNEL_MAJOR_MIN 5
 #define KERNEL_MINOR_MIN 4
 
@@ -232,23 +234,43 @@ static int mountpoint_ask(const char *path)
     return -ETIMEDOUT;
 }
 
-int mountpoint_abort(const char *path, const char *device)
+/* The directory of connections: where it is mounted, else mounted for this process alone. */
+static int mountpoint_open_connections(void)
 {
-    struct mountpoint_entry entry;
-    char control[sizeof(MOUNTPOINT_CONNECTIONS) + MOUNTPOINT_DEVICE_BYTES + 8];
-    const char *minor_no = strchr(device, ':');
-    int fd, r;
+    int fs, dir = open(MOUNTPOINT_CONNECTIONS, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct statfs st;
 
-    if (!minor_no || !mountpoint_find(path, &entry) || strcmp(entry.device, device) != 0)
-        return -ENOENT;
-    if (umount2(path, MNT_FORCE | UMOUNT_NOFOLLOW) == 0 || errno == EBUSY)
-        return 0; /* aborted before it was found to be busy */
-    (void)snprintf(control, sizeof(control), MOUNTPOINT_CONNECTIONS "/%s/abort", minor_no + 1);
-    fd = open(control, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
+    if (dir >= 0 && fstatfs(dir, &st) == 0 && st.f_type == MOUNTPOINT_FUSECTL_MAGIC)
+        return dir;
+    if (dir >= 0)
+        (void)close(dir); /* the empty place for it */
+    fs = fsopen("fusectl", FSOPEN_CLOEXEC);
+    if (fs < 0)
         return -errno;
-    r = write(fd, "1", 1) == 1 ? 0 : -errno;
-    (void)close(fd); /* nothing was kept back */
+    dir = fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0 ? -1 : fsmount(fs, FSMOUNT_CLOEXEC, 0);
+    if (dir < 0)
+        dir = -errno;
+    (void)close(fs); /* nothing was written to it */
+    return dir;
+}
+
+int mountpoint_abort(const char *device)
+{
+    char control[MOUNTPOINT_DEVICE_BYTES + 8];
+    const char *minor_no = strchr(device, ':');
+    int dir, fd, r;
+
+    if (!minor_no)
+        return -ENOENT;
+    dir = mountpoint_open_connections();
+    if (dir < 0)
+        return dir;
+    (void)snprintf(control, sizeof(control), "%s/abort", minor_no + 1);
+    fd = openat(dir, control, O_WRONLY | O_CLOEXEC);
+    r = fd < 0 ? -errno : write(fd, "1", 1) == 1 ? 0 : -errno;
+    (void)close(dir); /* nothing was written to either that was kept back */
+    if (fd >= 0)
+        (void)close(fd);
     return r;
 }
 

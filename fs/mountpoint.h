@@ -24,6 +24,7 @@ bool mountpoint_has_source(const char *source);
 /* Takes the mount of that device off the tree at once; holders of open files keep them. 0 also when
  * another mount, or none, is there by now. */
 int mountpoint_detach(const char *path, const char *device);
-/* Ends the connection behind the mount of that device: every call that waits for its daemon returns with an error. As
- * root, or as its owner where the fusectl file system is mounted; else -errno, and they wait on. */
-int mountpoint_abort(const char *path, const char *device);
+/* Ends the connection of the mount of that device, on the tree or not: every call that waits for its daemon returns with an
+ * error. As root, or as its owner where the fusectl file system is mounted; else -errno, and they wait on. To be
+ * called while the daemon lives, or the number may be another's. */
+int mountpoint_abort(const char *device);
