@@ -12,11 +12,15 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/random.h>
 
 #include "format.h"
 #include "store_identity.h"
 
+#define DESCRIPTORS_USUAL 1024
+#define DESCRIPTORS_KEPT_MAX 256 /* for journal, checkpoint, threads and whatever comes and goes */
+#define SEGMENT_FDS_MAX 256
 #define FIXED_FILES_BYTES (3 * BLOCK_BYTES) /* LOCK, FORMAT, CACHEDIR.TAG */
 #define EMERGENCY_BYTES (64 * KIB)
 #define RECORD_BUFFER_BYTES (256 * KIB)     /* so that a usual record never needs memory */
@@ -456,11 +460,22 @@ static void failed_below(void *ctx, int error, const char *what)
     cache_fail(ctx, error, what);
 }
 
+/* Segments are kept open for reading, big files as long as clients have them open; a quarter, or enough, is for all else. */
+static void share_descriptors(struct store_options *sopts)
+{
+    struct rlimit limit;
+    int64_t all = DESCRIPTORS_USUAL;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        all = (int64_t)MIN(limit.rlim_cur, (rlim_t)INT32_MAX);
+    sopts->segment_fds_max = (unsigned)MAX(8, MIN(SEGMENT_FDS_MAX, all / 4));
+    sopts->big_fds_max = (unsigned)MAX(1, all - sopts->segment_fds_max - MIN(DESCRIPTORS_KEPT_MAX, all / 4));
+}
+
 static int open_parts(struct larder *l, struct journal_replay *replay, struct errtext *err)
 {
     struct store_options sopts = {.store_id = l->store_id,
                                   .segment_bytes = segment_bytes(atomic_load(&l->base_limit_bytes)),
-                                  .segment_fds_max = 256,
                                   .read_only = l->opts.read_only,
                                   .keep_orphans = l->repair != NULL,
                                   .failed = failed_below,
@@ -473,6 +488,7 @@ static int open_parts(struct larder *l, struct journal_replay *replay, struct er
                                     .failed_ctx = l};
     int r;
 
+    share_descriptors(&sopts);
     quota_charge(&l->quota, FIXED_FILES_BYTES);
     r = store_open(l->io, l->dir_fd, &l->quota, &sopts, &l->store, err);
     if (r == 0)

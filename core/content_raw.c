@@ -109,8 +109,8 @@ void big_file_unref(struct store *st, struct big_file *f)
     CHECK_OBJ(f, BIG_FILE_MAGIC);
     if (atomic_fetch_sub(&f->refs, 1) > 1)
         return;
-    io_close(store_io(st), f->fd_ro);
-    io_close(store_io(st), f->fd_rw);
+    store_big_close(st, f->fd_ro);
+    store_big_close(st, f->fd_rw);
     f->magic = 0;
     free(f);
 }

@@ -59,6 +59,8 @@ struct store_options {
     const uint8_t *store_id;     /* 16 bytes, copied: seeds the checksums (format_seed) */
     uint32_t segment_bytes;      /* a segment is sealed when it reaches this; 256 KiB .. 64 MiB */
     unsigned segment_fds_max;    /* descriptors kept open for reading; >= 8 */
+    unsigned big_fds_max;        /* descriptors of big files, else -ENFILE; 0: any. It keeps what the rest needs from those who
+                                  * hold many large files open */
     bool read_only;              /* nothing on disk is created, changed or removed */
     /* A sync failed: the kernel may have dropped what it could not write. Said each time, with no lock above STORE to be
      * taken in it. NULL: nobody is told. */
@@ -135,6 +137,7 @@ int store_copy(struct store *st, struct place from, const struct record_info *in
 /* Big files. create: empty, 0600; the id is new for the life of the store. Directory space is charged. */
 int store_big_create(struct store *st, uint64_t *ret_big_id, int *ret_fd);
 int store_big_open(struct store *st, uint64_t big_id, bool writable, int *ret_fd);
+void store_big_close(struct store *st, int fd); /* of either; fd < 0 is fine */
 /* The file is gone from the store directory; its bytes are released unless still_open, in which case the
  * caller keeps them charged and calls quota_release at the last close (C4). Reserves nothing. */
 int store_big_unlink(struct store *st, uint64_t big_id, uint64_t disk_bytes, bool still_open);

@@ -239,7 +239,7 @@ int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, 
     if (r < 0)
         return r == -ELOOP || r == -ENXIO || r == -ENOTDIR ? -ENOENT : r;
     r = io_stat(st->io, fd, &stat);
-    io_close(st->io, fd);
+    store_big_close(st, fd);
     if (r < 0)
         return r;
     r = big_mark(st, big_id);
@@ -384,6 +384,28 @@ static void big_settle_dirs(struct store *st, uint64_t big_id, uint64_t *reserve
     io_close(st->io, fd);
 }
 
+/* The client's own limit is not what is reached: never EMFILE. */
+static int big_open_file(struct store *st, const char *name, int flags)
+{
+    int fd;
+
+    if (atomic_fetch_add(&st->big_fds, 1) >= st->opts.big_fds_max && st->opts.big_fds_max > 0)
+        fd = -ENFILE;
+    else
+        fd = io_open(st->io, st->dir_fd, name, flags, 0600);
+    if (fd < 0)
+        (void)atomic_fetch_sub(&st->big_fds, 1);
+    return fd == -EMFILE ? -ENFILE : fd;
+}
+
+void store_big_close(struct store *st, int fd)
+{
+    if (fd < 0)
+        return;
+    (void)atomic_fetch_sub(&st->big_fds, 1);
+    io_close(st->io, fd);
+}
+
 static int big_create_one(struct store *st, uint64_t *reserved_bytes, uint64_t *ret_big_id, int *ret_fd)
 {
     char name[FORMAT_NAME_BYTES];
@@ -396,7 +418,7 @@ static int big_create_one(struct store *st, uint64_t *reserved_bytes, uint64_t *
     if (r < 0)
         return r;
     format_big_name(name, big_id);
-    fd = io_open(st->io, st->dir_fd, name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    fd = big_open_file(st, name, O_RDWR | O_CREAT | O_EXCL);
     if (fd < 0) {
         big_forget(st, big_id);
         return fd;
@@ -454,14 +476,14 @@ int store_big_open(struct store *st, uint64_t big_id, bool writable, int *ret_fd
     if (st->big_foreign || st->big_dirs[big_dir_index(big_id)].foreign)
         return -ENOENT;
     format_big_name(name, big_id);
-    fd = io_open(st->io, st->dir_fd, name, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK, 0);
+    fd = big_open_file(st, name, (writable ? O_RDWR : O_RDONLY) | O_NONBLOCK);
     if (fd < 0)
         return fd;
     r = io_stat(st->io, fd, &stat);
     if (r == 0 && !S_ISREG(stat.st_mode))
         r = -ENOENT;
     if (r < 0) {
-        io_close(st->io, fd);
+        store_big_close(st, fd);
         return r;
     }
     *ret_fd = fd;

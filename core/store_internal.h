@@ -132,6 +132,7 @@ struct store {
     bool big_foreign;        /* (d) */
     bool big_entry_unsynced; /* (d) */
     uint64_t next_big_id;    /* (d) */
+    _Atomic uint32_t big_fds;   /* (a) descriptors of big files */
     _Atomic uint64_t big_count; /* (a) written with dirs_lock held */
     _Atomic uint64_t big_bytes;     /* (a) */
     _Atomic uint64_t charged_bytes; /* (a) */
