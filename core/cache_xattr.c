@@ -14,6 +14,8 @@
 #include <stdio.h>
 #include <sys/xattr.h>
 
+#define XATTR_ALL_BYTES_MAX (256 * MIB) /* of all nodes together */
+#define XATTR_QUOTA_SHARE 8u            /* or this part of the quota, if that is less */
 #define VIRTUAL_PREFIX "user.larder."
 #define TEXT_BYTES 512
 
@@ -54,6 +56,18 @@ static int xattr_get(const struct larder *l, const struct node *n, const char *n
     return 0;
 }
 
+/* xattrs are kept in memory, journal and checkpoint, and what has them need not be evictable: all together are bounded. */
+static bool xattr_fits(const struct larder *l, size_t before_bytes, size_t after_bytes)
+{
+    uint64_t share = MAX(atomic_load(&l->base_limit_bytes) / XATTR_QUOTA_SHARE, XATTR_VALUE_BYTES_MAX);
+    struct tree_totals totals;
+
+    if (after_bytes <= before_bytes)
+        return true;
+    tree_totals(l->tree, &totals);
+    return totals.tlv_bytes + (after_bytes - before_bytes) <= MIN(share, XATTR_ALL_BYTES_MAX);
+}
+
 /* The node's TLVs without [cut_start, cut_end), with one more xattr when value is not NULL. */
 static int xattr_rebuild(struct larder *l, struct node *n, uint32_t cut_start, uint32_t cut_end, const char *name,
                          const void *value, size_t value_bytes)
@@ -67,7 +81,7 @@ static int xattr_rebuild(struct larder *l, struct node *n, uint32_t cut_start, u
         return r;
     kept = x->tlv_bytes - (cut_end - cut_start);
     total = kept + (value ? tlv_put(NULL, NODE_TLV_XATTR, name, name_bytes, value, value_bytes) : 0);
-    if (total > XATTR_NODE_BYTES_MAX)
+    if (total > XATTR_NODE_BYTES_MAX || !xattr_fits(l, x->tlv_bytes, total))
         return -ENOSPC;
     tlv = malloc(total ? total : 1);
     if (!tlv)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * mount.larder: argv → options → checks → (background) → session. No file operations here. Exit: 0 mounted
- * (background) or stopped in order (foreground); 1 it could not be done; 2 the command line is wrong.
+ * (background) or stopped in order (foreground); 1 it could not be done; 2 the command line is wrong. SIGKILL or SIGABRT: its
+ * own watchdog, after a line in the log (fs/watchdog.c).
  */
 #include <errno.h>
 #include <stdio.h>

@@ -93,3 +93,22 @@ def test_clients_that_hold_many_large_files_are_told_and_take_nothing_from_the_o
     assert told in (0, errno.ENFILE)
     m.stop()
     site.check(m.store)
+
+
+def test_xattrs_of_many_files_are_bounded_together(mount):
+    """They are held in memory, whatever they are on: past an eighth of the quota, ENOSPC; what is taken away makes room."""
+    m = mount(quota="16M")
+    before = bounds.rss_bytes(m.pid)
+    value, told, count = b"x" * 60_000, 0, 0
+    while not told and count < 200:
+        os.mkdir(m.path(f"d{count}"))  # no eviction takes a directory
+        told = fails_with(os.setxattr, m.path(f"d{count}"), "user.x", value)
+        count += not told
+    assert told == errno.ENOSPC
+    assert 20 <= count <= 40
+    assert bounds.rss_bytes(m.pid) - before < 16 * MIB
+    os.setxattr(m.path("d0"), "user.x", b"less")
+    os.setxattr(m.path(f"d{count}"), "user.x", value[:50_000])
+    m.write("k", b"v")
+    m.restart()
+    assert os.getxattr(m.path("d1"), "user.x") == value

@@ -165,6 +165,34 @@ def test_commands_do_not_wait_for_a_mount_that_does_not_answer(site, mount):
     assert is_mounted(m.mnt)
 
 
+def write_until_it_fails(directory, name):
+    """Writes values under new names until the mount fails; (how many were closed, the errno)."""
+    done = 0
+    try:
+        while True:
+            put(f"{directory}/{name}-{done}", f"{name} {done} ".encode() * 500)
+            done += 1
+    except OSError as error:
+        return done, error.errno
+
+
+def test_umount_by_force_while_clients_write(mount):
+    """umount -f ends every request with an error, and the daemon in order; what was closed before is there."""
+    m = mount()
+    clients = [Child(write_until_it_fails, m.mnt, f"c{i}") for i in range(3)]
+    eventually(lambda: os.path.exists(m.path("c0-50")))
+    fails_with(sysx.umount, m.mnt, sysx.MNT_FORCE)  # busy it may be; the connection is ended first
+    results = [client.result(10) for client in clients]
+    assert {error for _, error in results} <= GONE
+    assert m.process.wait(20) == 0
+    m.process = None
+    assert not is_mounted(m.mnt)
+    m.start()
+    for i, (done, _) in enumerate(results):
+        for number in range(done):
+            assert m.read(f"c{i}-{number}") == f"c{i} {number} ".encode() * 500
+
+
 # ---- the unit of packaging/ ----
 
 UNITS = ["larder@.service", "larder-user@.service"]
