@@ -1008,7 +1008,8 @@ static uint32_t journal_next_no(const uint32_t *nos, size_t count, uint32_t earn
 }
 
 /* Before its first checkpoint a store has its files in a row and nothing else: should a power cut take the first, the
- * next one would be taken for all there is. So no file begins before those found are durable, names and all. */
+ * next one would be taken for all there is; should it take FORMAT, they would be somebody else's. So no file begins before
+ * what was found is durable, names and all. */
 static int journal_sync_young(struct journal *j)
 {
     int r = 0;
@@ -1017,7 +1018,7 @@ static int journal_sync_young(struct journal *j)
         r = journal_sync_found(j, f);
         f->synced = r == 0;
     }
-    return r < 0 || !j->files ? r : io_sync_dir(j->io, j->dir_fd);
+    return r < 0 ? r : io_sync_dir(j->io, j->dir_fd);
 }
 
 static int journal_adopt(struct journal *j, const struct journal_names *names, const struct replay_result *result,

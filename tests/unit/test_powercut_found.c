@@ -106,6 +106,33 @@ static void a_store_cut_while_it_is_made_can_be_made_again(void)
     memdisk_free(d);
 }
 
+/* The daemon that made the store was killed before it had synced the name FORMAT: the next one went on, and a power cut
+ * left journals without it, which nobody could mount. */
+static void a_store_never_has_journals_before_its_format_is_durable(void)
+{
+    struct memdisk *d = memdisk_new(), *base, *left;
+    struct powercut *pc;
+    struct larder *l;
+    uint8_t *format;
+    size_t bytes;
+
+    CHECK_OK(larder_close(open_on(d)));
+    CHECK_OK(memdisk_read_file(d, "FORMAT", &format, &bytes));
+    base = memdisk_new();
+    pc = powercut_new(base);
+    CHECK_OK(memdisk_write_file(powercut_disk(pc), "FORMAT", format, bytes));
+    l = open_on(powercut_disk(pc));
+    put(l, "key", "value", false);
+    left = cut(pc, "FORMAT");
+    CHECK_OK(larder_close(l));
+    CHECK_OK(larder_close(open_on(left)));
+    free(format);
+    memdisk_free(left);
+    powercut_free(pc);
+    memdisk_free(base);
+    memdisk_free(d);
+}
+
 /* write beside, fsync, rename over an fsynced file: the rename's record was not synced, but the replaced bytes went. A
  * power cut took the one and showed neither. K5. */
 static void a_rename_over_an_fsynced_file_never_leaves_a_miss(void)
@@ -242,6 +269,7 @@ static void a_young_stores_second_journal_never_stands_alone(void)
 int main(void)
 {
     RUN(a_store_cut_while_it_is_made_can_be_made_again);
+    RUN(a_store_never_has_journals_before_its_format_is_durable);
     RUN(a_rename_over_an_fsynced_file_never_leaves_a_miss);
     RUN(an_expired_target_is_none_to_rename);
     RUN(numbers_of_files_are_not_given_out_again);
