@@ -90,6 +90,7 @@ struct check {
     uint64_t seed;  /* of this disk */
     uint32_t mark;  /* of the cut */
     uint32_t depth;
+    const struct powercut_cut *cut;
     bool killed;    /* only the daemon died */
     bool stale;     /* old bytes may show where nothing was synced */
     bool verbose;   /* tell what was done after the recovery */
@@ -175,6 +176,7 @@ static void sweep_cuts(struct sweep *s, struct world *w, uint64_t seed, uint32_t
 /* Records recovery and use of the same disk, and cuts that. */
 static void cut_again(const struct check *c, struct memdisk *disk, uint32_t moment, const struct finding *found, char failure[512])
 {
+    bool goes_on = c->killed && c->cut;
     struct sweep *s = c->s;
     struct world *w = calloc(1, sizeof(*w));
     struct match m = {.cut_mark = NO_MARK};
@@ -182,12 +184,17 @@ static void cut_again(const struct check *c, struct memdisk *disk, uint32_t mome
     struct finding f;
 
     child_init(w, c, NULL);
-    w->pc = powercut_new(disk);
+    w->pc = goes_on ? powercut_new_killed(c->cut, moment) : powercut_new(disk);
     if (s->sabotage)
         powercut_ignore_syncs(w->pc, s->sabotage);
     w->disk = powercut_disk(w->pc);
-    world_rebase(w, c->of, moment, found);
-    world_note_base(w);
+    if (goes_on) {
+        world_continue(w, c->of, moment, c->mark, found);
+        m.first = m.last = moment;
+    } else {
+        world_rebase(w, c->of, moment, found);
+        world_note_base(w);
+    }
     if (world_open(w) == 0) {
         world_observe(w, &f);
         m.now_ns = w->clock.wall_ns;
@@ -377,7 +384,7 @@ static void check_variant(struct sweep *s, struct world *w, const struct powercu
                           struct step step, struct powercut_choice *choices)
 {
     struct check c = {.s = s, .of = w, .seed = hash(hash(seed, step.event), step.variant),
-                      .mark = powercut_cut_mark(cut), .depth = depth};
+                      .mark = powercut_cut_mark(cut), .depth = depth, .cut = cut};
     bool on_the_way = s->target.depth > depth + 1;
     bool go_on = on_the_way || (depth + 1 < DEPTH_MAX && hash(c.seed, 6) % (depth == 0 ? 48 : 24) == 0);
     char failure[512] = "";
@@ -386,6 +393,7 @@ static void check_variant(struct sweep *s, struct world *w, const struct powercu
     s->path.steps[depth] = step;
     s->shared->path = s->path;
     powercut_choose(cut, c.seed, choices);
+    go_on = go_on && w->pool->count < VERSIONS_MAX - 64;
     c.killed = hash(c.seed, 7) % 6 == 0;
     for (uint32_t i = 0; i < powercut_pending(cut) && c.killed; i++)
         choices[i] = (struct powercut_choice){.fate = POWERCUT_KEPT, .size_kept = true};
@@ -424,7 +432,7 @@ static void sweep_cuts(struct sweep *s, struct world *w, uint64_t seed, uint32_t
     struct powercut_cut *cut = powercut_cut_new(w->pc);
 
     s->shared->events += events;
-    for (uint32_t event = 0; event <= events && !s->shared->failed && !is_time(s); event++) {
+    for (uint32_t event = powercut_first(w->pc); event <= events && !s->shared->failed && !is_time(s); event++) {
         struct powercut_choice *choices;
         if (!is_cut(w, seed, event, depth))
             continue;

@@ -435,3 +435,64 @@ void world_rebase(struct world *w, const struct world *of, uint32_t moment, cons
     w->now = of->history[moment].state;
     rebase_dir(w, f, 0, 0);
 }
+
+/* ---- a history that goes on ---- */
+
+/* What the database is now, whatever of a write under way had reached it. */
+static void continue_db(struct world *w, const struct found_node *n, uint32_t mark)
+{
+    uint32_t version = n->version == NO_MARK ? pool_add_data(w->pool, n->data, n->bytes) : n->version;
+
+    w->db_now_bytes = n->bytes;
+    w->db_events[w->db_count++] = (struct db_event){.what = DB_SIZE, .mark = mark, .offset = n->bytes};
+    w->db_events[w->db_count++] = (struct db_event){.what = DB_WRITE, .mark = mark, .bytes = n->bytes, .version = version};
+}
+
+static void continue_ids(struct world *w, const struct finding *f, unsigned row, unsigned got_row, uint32_t cut_mark)
+{
+    for (unsigned name = 0; name < NAMES; name++) {
+        unsigned node = w->now.child[row][name], got = f->child[got_row][name];
+        if (!node || !got)
+            continue; /* due: a miss for whoever asks */
+        w->ids[node] = f->nodes[got].id;
+        if (w->now.nodes[node].kind == KIND_FILE && w->now.nodes[node].is_db)
+            continue_db(w, &f->nodes[got], cut_mark);
+        if (w->now.nodes[node].kind == KIND_DIR)
+            continue_ids(w, f, w->now.nodes[node].dir, f->nodes[got].dir, cut_mark);
+    }
+}
+
+static void *copy_of(const void *from, size_t bytes)
+{
+    void *copy = malloc(bytes + 1);
+
+    if (!copy)
+        abort();
+    if (bytes > 0)
+        memcpy(copy, from, bytes);
+    return copy;
+}
+
+void world_continue(struct world *w, const struct world *of, uint32_t moment, uint32_t cut_mark, const struct finding *f)
+{
+    w->moments = w->moments_allocated = moment + 1;
+    w->history = copy_of(of->history, w->moments * sizeof(*w->history));
+    w->history[moment].floor = MIN(of->history[moment].floor, of->history[cut_mark].floor); /* a sync under way is none */
+    w->now = of->history[moment].state;
+    for (uint32_t v = 0; v < VERSIONS_MAX; v++)
+        w->synced_at[v] = of->synced_at[v] <= cut_mark ? of->synced_at[v] : NO_MARK;
+    for (w->db_count = 0; w->db_count < of->db_count && of->db_events[w->db_count].mark <= cut_mark;)
+        w->db_count++;
+    w->db_allocated = w->db_count + 2;
+    w->db_events = calloc(w->db_allocated, sizeof(*w->db_events));
+    if (!w->db_events)
+        abort();
+    if (w->db_count > 0)
+        memcpy(w->db_events, of->db_events, w->db_count * sizeof(*w->db_events));
+    if (of->db_base) {
+        w->db_base = copy_of(of->db_base, of->db_base_bytes);
+        w->db_base_bytes = of->db_base_bytes;
+        w->db_now_bytes = of->db_now_bytes;
+    }
+    continue_ids(w, f, 0, 0, cut_mark);
+}

@@ -180,4 +180,6 @@ struct match {
 /* The newest moment that f may be; NO_MARK when there is none, and why says what is wrong with the newest allowed. */
 uint32_t finding_match(const struct world *of, const struct finding *f, const struct match *m, char why[TEXT_BYTES * 2]);
 /* The state the finding is, as the base of another history. */
+/* The history goes on after the daemon was killed at that moment: nothing more is durable than was. */
+void world_continue(struct world *w, const struct world *of, uint32_t moment, uint32_t cut_mark, const struct finding *f);
 void world_rebase(struct world *w, const struct world *of, uint32_t moment, const struct finding *f);

@@ -83,7 +83,7 @@ static void *must(void *p)
     return p;
 }
 
-static struct memdisk_page *page_ref(struct memdisk_page *page)
+struct memdisk_page *memdisk_page_ref(struct memdisk_page *page)
 {
     if (page && page != &zero_page)
         atomic_fetch_add_explicit(&page->refs, 1, memory_order_relaxed);
@@ -140,7 +140,7 @@ static struct body *body_copy(const struct body *from)
     if (b->page_count > 0)
         b->pages = must(malloc(b->page_count * sizeof(struct memdisk_page *)));
     for (uint64_t i = 0; i < b->page_count; i++)
-        b->pages[i] = page_ref(from->pages[i]);
+        b->pages[i] = memdisk_page_ref(from->pages[i]);
     b->name_count = b->names_allocated = from->name_count;
     if (b->name_count > 0) {
         b->names = must(malloc(b->name_count * sizeof(struct name)));
@@ -1075,7 +1075,7 @@ struct memdisk_page *memdisk_page(struct memdisk *d, uint64_t ino, uint64_t page
 {
     struct inode *in = inode_of(d, ino);
 
-    return in && page_index < in->body->page_count ? page_ref(in->body->pages[page_index]) : NULL;
+    return in && page_index < in->body->page_count ? memdisk_page_ref(in->body->pages[page_index]) : NULL;
 }
 
 void memdisk_put_sectors(struct memdisk *d, uint64_t ino, uint64_t page_index, unsigned sectors, struct memdisk_page *page)
@@ -1084,7 +1084,7 @@ void memdisk_put_sectors(struct memdisk *d, uint64_t ino, uint64_t page_index, u
 
     pages_reach(b, page_index + 1);
     if (sectors == SECTORS_ALL) {
-        page_set(d, b, page_index, page_ref(page));
+        page_set(d, b, page_index, memdisk_page_ref(page));
         return;
     }
     if (!page && !b->pages[page_index])

@@ -74,6 +74,7 @@ int memdisk_plant(struct memdisk *d, const char *path, mode_t mode, const void *
 uint64_t memdisk_find(struct memdisk *d, uint64_t dir, const char *name); /* 0: no such name */
 struct memdisk_page *memdisk_page(struct memdisk *d, uint64_t ino, uint64_t page_index); /* a reference; NULL: a hole */
 struct memdisk_page *memdisk_page_new(const uint8_t data[MEMDISK_PAGE_BYTES]);
+struct memdisk_page *memdisk_page_ref(struct memdisk_page *page);                       /* one more; NULL is fine */
 void memdisk_page_free(struct memdisk_page *page);                                      /* gives one back */
 const uint8_t *memdisk_page_data(const struct memdisk_page *page);
 /* sectors: bit n is the n-th 512 bytes. page NULL: zeros, and a hole when all eight are meant. */

@@ -33,6 +33,7 @@ struct powercut {
     struct memdisk *base, *disk;
     struct record *records;
     uint32_t count, allocated;
+    uint32_t first; /* those before are of an earlier recording */
     uint32_t mark;
     char ignored[IGNORED_MAX][16];
     unsigned ignored_count;
@@ -312,7 +313,7 @@ struct powercut_cut *powercut_cut_new(struct powercut *pc)
     struct powercut_cut *cut = must(calloc(1, sizeof(*cut)));
 
     cut->pc = pc;
-    cut->durable = memdisk_clone(pc->base);
+    cut->durable = memdisk_clone_all(pc->base);
     return cut;
 }
 
@@ -471,6 +472,49 @@ struct memdisk *powercut_build(const struct powercut_cut *cut, const struct powe
         put_record(cut->pc, d, &cut->pc->records[cut->pending[i]], &choices[i]);
     memdisk_settle(d);
     return d;
+}
+
+/* ---- a daemon killed ---- */
+
+static struct record record_copy(const struct record *from)
+{
+    struct record rec = *from;
+
+    if (from->pages) {
+        rec.pages = must(malloc(rec.page_count * sizeof(struct memdisk_page *)));
+        for (uint32_t i = 0; i < rec.page_count; i++)
+            rec.pages[i] = memdisk_page_ref(from->pages[i]);
+    }
+    return rec;
+}
+
+struct powercut *powercut_new_killed(const struct powercut_cut *cut, uint32_t mark)
+{
+    struct powercut *pc = must(calloc(1, sizeof(*pc)));
+    struct powercut_choice *all = must(malloc((cut->pending_count + 1) * sizeof(*all)));
+
+    for (uint32_t i = 0; i < cut->pending_count; i++)
+        all[i] = (struct powercut_choice){.fate = POWERCUT_KEPT, .size_kept = true};
+    pc->base = memdisk_clone_all(cut->durable);
+    pc->disk = powercut_build(cut, all);
+    free(all);
+    pc->count = pc->first = pc->allocated = cut->pending_count;
+    pc->records = must(malloc((pc->count + 1) * sizeof(*pc->records)));
+    for (uint32_t i = 0; i < pc->count; i++) {
+        pc->records[i] = record_copy(&cut->pc->records[cut->pending[i]]);
+        pc->records[i].mark = mark;
+    }
+    pc->mark = mark;
+    for (uint64_t ino = 0; ino < cut->pc->names_count; ino++)
+        if (cut->pc->names[ino][0])
+            remember_name(pc, ino, cut->pc->names[ino]);
+    memdisk_observe(pc->disk, observe, pc);
+    return pc;
+}
+
+uint32_t powercut_first(const struct powercut *pc)
+{
+    return pc->first;
 }
 
 /* ---- for a person ---- */

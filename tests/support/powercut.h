@@ -30,6 +30,10 @@ struct powercut_cut; /* a moment in it */
 
 /* base: what is on the disk, all of it durable; copied. */
 struct powercut *powercut_new(struct memdisk *base);
+/* The daemon died at the cut, the machine did not: the disk is as the kernel has it, and what was pending still is. Those
+ * changes are the first events of the new recording; powercut_first is the first of its own. */
+struct powercut *powercut_new_killed(const struct powercut_cut *cut, uint32_t mark);
+uint32_t powercut_first(const struct powercut *pc);
 void powercut_free(struct powercut *pc); /* NULL is fine; also frees the disk, not the cuts */
 struct memdisk *powercut_disk(struct powercut *pc); /* the one that is recorded */
 /* The caller's own count of what has happened, to be found again at a cut. */
