@@ -530,6 +530,11 @@ static int recover(struct larder *l, const struct journal_replay *replay, struct
                       memcmp(l->boot_id, l->store_boot_id, sizeof(l->boot_id)) != 0;
     COUNT_ADD(l, corrupt_records, replay->corrupt_records);
     r = cache_recover(l, replay);
+    /* A killed daemon may have written what it never synced. Nothing goes on the strength of that (K5). */
+    if (r == 0 && !l->opts.read_only && !replay->disk_full && !replay->clean && replay->entries > 0)
+        r = log_write(l, 0, true);
+    if (r == -ENOSPC)
+        r = 0; /* what goes now makes room */
     if (r == 0)
         r = store_finish_recovery(l->store, &orphans);
     if (r < 0)

@@ -95,6 +95,13 @@ static struct memdisk *cut(struct powercut *pc, const char *only)
     return d;
 }
 
+/* The daemon dies: no checkpoint, what it wrote stays with the kernel. */
+static void kill_daemon(struct larder *l)
+{
+    atomic_store(&l->failed, true);
+    CHECK_EQ(larder_close(l), -EIO);
+}
+
 /* Power was cut while the store was being made: CACHEDIR.TAG.tmp was taken for somebody else's file, for ever. */
 static void a_store_cut_while_it_is_made_can_be_made_again(void)
 {
@@ -162,6 +169,61 @@ static void a_rename_over_an_fsynced_file_never_leaves_a_miss(void)
     }
 }
 
+static uint32_t last_sync(struct powercut *pc)
+{
+    uint32_t e = powercut_events(pc);
+
+    while (e > 0 && !powercut_is_sync(pc, e - 1))
+        e--;
+    return e - 1;
+}
+
+static bool can_be_read(struct larder *l, const char *name)
+{
+    struct larder_attr attr;
+    struct larder_file *f;
+    size_t bytes = 0;
+    char got[16];
+
+    if (larder_lookup(l, LARDER_ROOT, name, strlen(name), &attr) < 0 || larder_open_file(l, attr.ino, O_RDONLY, &f) < 0)
+        return false;
+    CHECK_OK(larder_read(f, got, sizeof(got), 0, false, &bytes));
+    larder_release(f);
+    return bytes == sizeof(got);
+}
+
+/* The daemon is killed within such a rename, its record written and not synced. The next one let the replaced bytes go on
+ * the strength of it, and a power cut took it. */
+static void a_recovery_lets_nothing_go_by_what_is_not_durable(void)
+{
+    struct memdisk *base = memdisk_new(), *left;
+    struct powercut *pc = powercut_new(base), *again;
+    struct powercut_cut *at = powercut_cut_new(pc);
+    struct larder *l = open_on(powercut_disk(pc));
+    static char big[300u << 10];
+
+    for (size_t i = 0; i < sizeof(big) - 1; i++)
+        big[i] = (char)('!' + (i * i / 7 + i * 31) % 90);
+    put(l, "key", big, true);
+    put(l, "key.tmp", big, true);
+    CHECK_OK(work_checkpoint(l, false)); /* a store without one syncs what it finds */
+    CHECK_OK(larder_rename(l, LARDER_ROOT, "key.tmp", 7, LARDER_ROOT, "key", 3, 0, &(struct larder_cred){.umask = 022}));
+    powercut_cut_to(at, last_sync(pc));
+    again = powercut_new_killed(at, 0);
+    kill_daemon(l);
+    l = open_on(powercut_disk(again));
+    left = cut(again, "journal-");
+    kill_daemon(l);
+    l = open_on(left);
+    CHECK(can_be_read(l, "key"));
+    CHECK_OK(larder_close(l));
+    powercut_cut_free(at);
+    memdisk_free(left);
+    powercut_free(again);
+    powercut_free(pc);
+    memdisk_free(base);
+}
+
 /* A name past its deadline is a miss for a rename onto it, too: a directory may take it, and NOREPLACE finds nothing. */
 static void an_expired_target_is_none_to_rename(void)
 {
@@ -194,13 +256,6 @@ static bool has_key(struct larder *l, const char *name)
     struct larder_attr attr;
 
     return larder_lookup(l, LARDER_ROOT, name, strlen(name), &attr) == 0;
-}
-
-/* The daemon dies: no checkpoint, what it wrote stays with the kernel. */
-static void kill_daemon(struct larder *l)
-{
-    atomic_store(&l->failed, true);
-    CHECK_EQ(larder_close(l), -EIO);
 }
 
 static bool disk_has(struct memdisk *d, const char *path)
@@ -271,6 +326,7 @@ int main(void)
     RUN(a_store_cut_while_it_is_made_can_be_made_again);
     RUN(a_store_never_has_journals_before_its_format_is_durable);
     RUN(a_rename_over_an_fsynced_file_never_leaves_a_miss);
+    RUN(a_recovery_lets_nothing_go_by_what_is_not_durable);
     RUN(an_expired_target_is_none_to_rename);
     RUN(numbers_of_files_are_not_given_out_again);
     RUN(a_young_stores_second_journal_never_stands_alone);
