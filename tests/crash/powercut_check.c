@@ -448,7 +448,7 @@ static void continue_db(struct world *w, const struct found_node *n, uint32_t ma
     w->db_events[w->db_count++] = (struct db_event){.what = DB_WRITE, .mark = mark, .bytes = n->bytes, .version = version};
 }
 
-static void continue_ids(struct world *w, const struct finding *f, unsigned row, unsigned got_row, uint32_t cut_mark)
+static void continue_ids(struct world *w, const struct finding *f, unsigned row, unsigned got_row, uint32_t mark)
 {
     for (unsigned name = 0; name < NAMES; name++) {
         unsigned node = w->now.child[row][name], got = f->child[got_row][name];
@@ -456,9 +456,9 @@ static void continue_ids(struct world *w, const struct finding *f, unsigned row,
             continue; /* due: a miss for whoever asks */
         w->ids[node] = f->nodes[got].id;
         if (w->now.nodes[node].kind == KIND_FILE && w->now.nodes[node].is_db)
-            continue_db(w, &f->nodes[got], cut_mark);
+            continue_db(w, &f->nodes[got], mark);
         if (w->now.nodes[node].kind == KIND_DIR)
-            continue_ids(w, f, w->now.nodes[node].dir, f->nodes[got].dir, cut_mark);
+            continue_ids(w, f, w->now.nodes[node].dir, f->nodes[got].dir, mark);
     }
 }
 
@@ -479,8 +479,9 @@ void world_continue(struct world *w, const struct world *of, uint32_t moment, ui
     w->history = copy_of(of->history, w->moments * sizeof(*w->history));
     w->history[moment].floor = MIN(of->history[moment].floor, of->history[cut_mark].floor); /* a sync under way is none */
     w->now = of->history[moment].state;
+    /* moment may be before the mark, when names that were about to leave had not: its numbers count from here on */
     for (uint32_t v = 0; v < VERSIONS_MAX; v++)
-        w->synced_at[v] = of->synced_at[v] <= cut_mark ? of->synced_at[v] : NO_MARK;
+        w->synced_at[v] = of->synced_at[v] <= cut_mark ? MIN(of->synced_at[v], moment) : NO_MARK;
     for (w->db_count = 0; w->db_count < of->db_count && of->db_events[w->db_count].mark <= cut_mark;)
         w->db_count++;
     w->db_allocated = w->db_count + 2;
@@ -489,10 +490,12 @@ void world_continue(struct world *w, const struct world *of, uint32_t moment, ui
         abort();
     if (w->db_count > 0)
         memcpy(w->db_events, of->db_events, w->db_count * sizeof(*w->db_events));
+    for (uint32_t i = 0; i < w->db_count; i++)
+        w->db_events[i].mark = MIN(w->db_events[i].mark, moment);
     if (of->db_base) {
         w->db_base = copy_of(of->db_base, of->db_base_bytes);
         w->db_base_bytes = of->db_base_bytes;
         w->db_now_bytes = of->db_now_bytes;
     }
-    continue_ids(w, f, 0, 0, cut_mark);
+    continue_ids(w, f, 0, 0, moment);
 }
