@@ -9,6 +9,8 @@
  */
 #include "fs/reply.h"
 
+#include <pthread.h>
+
 #include <errno.h>
 #include <sys/sysmacros.h>
 
@@ -47,6 +49,17 @@ static void reply_tell_end(const struct call *c)
 }
 #endif
 
+/* libfuse cancels the threads of its rings when the session ends, wherever they are: one that held a lock would hold it
+ * for ever, and what it was doing would be half done. They end by themselves as well. */
+static void call_forbid_cancel(void)
+{
+    static _Thread_local bool forbidden;
+
+    if (!forbidden)
+        (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL); /* cannot fail */
+    forbidden = true;
+}
+
 struct call call_begin(fuse_req_t req, enum larder_op op)
 {
     struct call c = {.fs = fuse_req_userdata(req), .req = req, .op = op, .start_ns = mono_ns()};
@@ -55,6 +68,8 @@ struct call call_begin(fuse_req_t req, enum larder_op op)
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
     if (!atomic_load_explicit(&c.fs->uring_seen, memory_order_relaxed) && fuse_req_is_uring(req))
         atomic_store(&c.fs->uring_seen, true);
+    if (atomic_load_explicit(&c.fs->uring_seen, memory_order_relaxed) && fuse_req_is_uring(req))
+        call_forbid_cancel();
 #endif
     c.watch = watchdog_begin(c.fs->watchdog, larder_op_names[op], (int)fuse_req_ctx(req)->pid, c.start_ns);
     c.gone_seq = atomic_load_explicit(&c.fs->gone_seq, memory_order_acquire);

@@ -549,6 +549,8 @@ int session_run(const struct fs_options *o, int ready_fd)
         code = session_confine(s);
     if (code == 0)
         code = session_serve(s);
+    if (s->fs.session) /* its end was forgotten with the loop's; the threads of the rings look for it (reply.c) */
+        fuse_session_exit(s->fs.session);
     if (s->fs.session)
         fuse_session_destroy(s->fs.session); /* closes /dev/fuse; the mount is off the tree already */
     handle_free_all();

@@ -3,12 +3,18 @@
 
 import errno
 import os
+import signal
+import sys
 
 import pytest
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 from harness import sysx
+from harness.procs import Child
 from harness.values import get, put, random_bytes
 from harness.wait import eventually
+from kill9 import URING_PARAMETER, OfferUring
 
 pytestmark = pytest.mark.daemon
 
@@ -42,6 +48,33 @@ def test_an_evicted_file_takes_no_new_name(mount):
         assert not os.path.lexists(m.path("again")) or get(m.path("again")) == random_bytes(100_000, 1)
     finally:
         os.close(fd)
+
+
+def write_until_gone(top):
+    """Puts of a megabyte, until there is nobody to take them."""
+    number = 0
+    while True:
+        try:
+            put(os.path.join(top, f"{os.getpid()}-{number % 8}"), b"x" * 1_000_000)
+        except OSError:
+            return
+        number += 1
+
+
+def test_a_stop_waits_for_the_threads_of_the_rings(mount):
+    """libfuse cancelled them wherever they were, locks held: the daemon aborted or hung instead of stopping."""
+    if not os.path.exists(URING_PARAMETER):
+        pytest.skip("this kernel has no FUSE over io_uring")
+    m = mount(start=False, quota="64M", io_uring="on")
+    for _ in range(12):
+        with OfferUring("uring"):
+            m.start()
+        os.makedirs(m.path("dir"), exist_ok=True)  # not there once the mount is gone
+        children = [Child(write_until_gone, m.path("dir")) for _ in range(4)]
+        eventually(lambda: m.stats()["puts"] > 8, 10, "clients at work")
+        m.stop(signal.SIGTERM)
+        for child in children:
+            child.kill()
 
 
 def test_a_full_disk_refuses_no_mount(site):
