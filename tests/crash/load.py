@@ -312,9 +312,8 @@ class Client:
         inode = self.state.names.get(place)
         path = self.state.path(place)
         if inode is not None:
-            fd = os.open(path, os.O_WRONLY | flags)
             self.state.nodes[inode] = {**self.state.nodes[inode], "mtime": None}  # from now on it is a write's
-            return fd, inode, False
+            return os.open(path, os.O_WRONLY | flags), inode, False
         try:
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o644), self.new_inode(), True
         except FileExistsError:
@@ -553,11 +552,21 @@ class Client:
         path = self.state.path(place)
         if name in xattrs and self.rng.random() < 0.5:
             del xattrs[name]
-            self.step(lambda: os.removexattr(path, name), {inode: self.changed(inode, xattrs=xattrs)})
+            self.step(lambda: self.remove_xattr(path, name), {inode: self.changed(inode, xattrs=xattrs)})
             return
         value = self.new_version(), self.rng.choice((5, 300, 5000, 30_000))
         xattrs[name] = value
         self.step(lambda: os.setxattr(path, name, piece(self.number, *value)), {inode: self.changed(inode, xattrs=xattrs)})
+
+    @staticmethod
+    def remove_xattr(path, name):
+        """Of a file that has just left there are none, and then there is no file."""
+        try:
+            os.removexattr(path, name)
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                raise FileNotFoundError(errno.ENOENT, "no such attribute", path) from None
+            raise
 
     def do_ttl(self):
         ttl = self.rng.choice(("1s", "2s", "1h", "1h", "none"))
