@@ -11,7 +11,7 @@
 
 extern const struct fuse_lowlevel_ops ops_table;
 
-/* Runs job->run on a worker, or at once when the daemon is stopping. */
+/* Runs job->run on a worker; at once when the daemon is stopping, or when the answer has to go out through a ring. */
 void ops_defer(const struct call *c, struct worker_job *job);
 
 /* ops_file.c */

@@ -29,7 +29,8 @@ def test_campaign(site, words):
 
 @pytest.mark.parametrize("seed", [pytest.param("0", id="through the daemon"), pytest.param("2", id="with passthrough")])
 def test_storms(site, seed):
-    run_campaign(site, "--kind", "storms", "--storm-seconds", "0.3", "--seed", seed, "--turns", "1")
+    run_campaign(site, "--kind", "storms", "--storm-seconds", "0.3", "--seed", seed, "--turns", "1",
+                 "--mount-options", "io_uring=auto")  # through the rings where the kernel has them
 
 
 def test_a_difference_is_found_and_cut_down(site):
