@@ -166,6 +166,19 @@ static int check_empty(struct larder *l, const char *path, struct errtext *err)
 }
 
 /* Takes the lock and writes our pid for whoever comes second. */
+/* Our pid is written into it: it must be a file, and ours alone. */
+static int check_lock(struct larder *l, const char *path, struct errtext *err)
+{
+    struct stat stat;
+    int r = io_stat(l->io, l->lock_fd, &stat);
+
+    if (r < 0)
+        return errtext(err, r, "store %s: LOCK: %s", path, strerror(-r));
+    if (stat.st_nlink > 1)
+        return errtext(err, -EPERM, "store %s: LOCK: has another name outside the store (a hard link); remove it", path);
+    return 0;
+}
+
 static int take_lock(struct larder *l, const char *path, struct errtext *err)
 {
     char pid[32] = "";
@@ -177,6 +190,8 @@ static int take_lock(struct larder *l, const char *path, struct errtext *err)
     l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_NONBLOCK, 0600);
     if (l->lock_fd == -ENOENT)
         l->lock_fd = io_open(l->io, l->dir_fd, "LOCK", O_RDWR | O_CREAT | O_NONBLOCK, 0600);
+    if (l->lock_fd == -ELOOP || l->lock_fd == -EISDIR || l->lock_fd == -ENXIO)
+        return errtext(err, l->lock_fd, "store %s: LOCK: is not a regular file; remove it", path);
     if (l->lock_fd < 0)
         return errtext(err, l->lock_fd, "store %s: LOCK: %s", path, strerror(-l->lock_fd));
     if (io_stat(l->io, l->lock_fd, &st) == 0 && !S_ISREG(st.st_mode)) { /* no daemon has a lock on that */
@@ -187,6 +202,9 @@ static int take_lock(struct larder *l, const char *path, struct errtext *err)
             return errtext(err, l->lock_fd, "store %s: LOCK: is no regular file and cannot be replaced: %s", path,
                            strerror(-l->lock_fd));
     }
+    r = check_lock(l, path, err);
+    if (r < 0)
+        return r;
     r = io_lock(l->io, l->lock_fd);
     if (r < 0) {
         (void)io_read_upto(l->io, l->lock_fd, pid, sizeof(pid) - 1, 0, &got); /* nothing read: unknown */
@@ -210,6 +228,8 @@ static int read_superblock(struct larder *l, const char *path, struct errtext *e
 
     if (fd == -ENOENT)
         return -ENOENT;
+    if (fd == -ELOOP || fd == -ENXIO)
+        return errtext(err, fd, "store %s: FORMAT: is not a regular file; put the right one back, or give larder another directory", path);
     if (fd < 0)
         return errtext(err, fd, "store %s: FORMAT: %s", path, strerror(-fd));
     r = io_stat(l->io, fd, &st);
@@ -230,8 +250,11 @@ static int read_superblock(struct larder *l, const char *path, struct errtext *e
 
 static int write_file(struct larder *l, const char *name, const char *tmp, const void *bytes, size_t count)
 {
-    int fd = io_open(l->io, l->dir_fd, tmp, O_WRONLY | O_CREAT | O_TRUNC, 0600), r;
+    int fd, r = io_unlink(l->io, l->dir_fd, tmp); /* a leftover; not written over, it may have another name elsewhere */
 
+    if (r < 0 && r != -ENOENT)
+        return r;
+    fd = io_open(l->io, l->dir_fd, tmp, O_WRONLY | O_CREAT | O_EXCL, 0600);
     if (fd < 0)
         return fd;
     r = io_write_full(l->io, fd, bytes, count, 0);
@@ -523,7 +546,7 @@ static void log_start(struct larder *l, const struct journal_replay *replay)
 
 static int recover(struct larder *l, const struct journal_replay *replay, struct errtext *err)
 {
-    uint64_t orphans = 0, newest = MAX(replay->end.cache_ns, l->evict.newest_use_ns);
+    uint64_t orphans = 0, newest = cache_sane_stamp(l, replay->end.cache_ns);
     int r;
 
     l->unclean_boot = replay->entries > 0 && !replay->clean &&

@@ -281,6 +281,7 @@ int cache_apply(void *ctx, const struct entry_view *entry); /* journal_apply */
 int cache_make_lost_directories(struct larder *l); /* of a repair, before the journal is read */
 int cache_recover(struct larder *l, const struct journal_replay *replay); /* drops what dangles, marks places */
 void cache_arm_all(struct larder *l);
+uint64_t cache_sane_stamp(const struct larder *l, uint64_t ns); /* from disk, cut to what a clock could say */
 
 /* cache_evict.c */
 int cache_make_room(void *ctx, uint64_t want_bytes);           /* quota's make_room */

@@ -14,7 +14,7 @@
 /* Stamps far in the future would stop the clock of recency; damage and absurd clocks are cut here. */
 #define STAMP_AHEAD_NS_MAX (400ull * 86400 * NS_PER_S)
 
-static uint64_t sane_stamp(const struct larder *l, uint64_t ns)
+uint64_t cache_sane_stamp(const struct larder *l, uint64_t ns)
 {
     uint64_t bound = clock_wall_ns(&l->clock) + STAMP_AHEAD_NS_MAX;
 
@@ -94,8 +94,8 @@ static int apply_node(struct larder *l, const struct node_image *i)
     n->atime_ns = i->atime_ns;
     n->mtime_ns = i->mtime_ns;
     n->ctime_ns = i->ctime_ns;
-    n->written_ns = sane_stamp(l, i->written_ns);
-    n->used_ns = MAX(n->used_ns, sane_stamp(l, i->used_ns));
+    n->written_ns = cache_sane_stamp(l, i->written_ns);
+    n->used_ns = MAX(n->used_ns, cache_sane_stamp(l, i->used_ns));
     r = apply_ext(l, n, i);
     if (r < 0)
         return r;
@@ -159,7 +159,7 @@ static void apply_use(struct larder *l, const uint8_t *items, uint32_t count)
         n = tree_node(l->tree, use.node);
         if (!n)
             continue;
-        n->used_ns = MAX(n->used_ns, sane_stamp(l, use.used_ns));
+        n->used_ns = MAX(n->used_ns, cache_sane_stamp(l, use.used_ns));
         n->hits = MAX(n->hits, use.hits);
     }
 }
@@ -235,6 +235,8 @@ int cache_apply(void *ctx, const struct entry_view *e)
         apply_recall(l, e->recall.nodes, e->recall.count);
         break;
     }
+    if (r < 0 && r != -ENOMEM)
+        COUNT(l, corrupt_records);
     return r == -ENOMEM ? r : 0; /* anything else is damage: that entry counts for nothing */
 }
 

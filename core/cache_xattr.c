@@ -26,17 +26,19 @@ static bool xattr_find(const struct node_ext *x, const char *name, struct tlv_vi
 {
     size_t name_bytes = strlen(name);
     uint32_t offset = 0, start = 0;
+    struct tlv_view tlv;
+    bool found = false;
 
-    while (x && tlv_next(x->tlv, x->tlv_bytes, &offset, ret_tlv) == 0) {
-        if (ret_tlv->kind == NODE_TLV_XATTR && ret_tlv->name_bytes == name_bytes &&
-            memcmp(ret_tlv->name, name, name_bytes) == 0) {
-            *ret_start = start;
-            *ret_end = offset;
-            return true;
-        }
-        start = offset;
+    /* The last one counts: no two have the same name but in a damaged store, and a new one goes to the end. */
+    for (; x && tlv_next(x->tlv, x->tlv_bytes, &offset, &tlv) == 0; start = offset) {
+        if (tlv.kind != NODE_TLV_XATTR || tlv.name_bytes != name_bytes || memcmp(tlv.name, name, name_bytes) != 0)
+            continue;
+        *ret_tlv = tlv;
+        *ret_start = start;
+        *ret_end = offset;
+        found = true;
     }
-    return false;
+    return found;
 }
 
 static int xattr_get(const struct larder *l, const struct node *n, const char *name, void *out, size_t out_bytes,
@@ -101,12 +103,16 @@ static int xattr_set(struct larder *l, struct node *n, const char *name, const v
     struct tlv_view tlv;
     uint32_t start = 0, end = 0;
     bool exists = xattr_find(node_ext(l->tree, n), name, &tlv, &start, &end);
+    int r;
 
     if (exists && flags & XATTR_CREATE)
         return -EEXIST;
     if (!exists && (!value || flags & XATTR_REPLACE))
         return -ENODATA;
-    return xattr_rebuild(l, n, start, end, name, value, value_bytes);
+    r = xattr_rebuild(l, n, start, end, name, value, value_bytes);
+    while (r == 0 && !value && xattr_find(node_ext(l->tree, n), name, &tlv, &start, &end))
+        r = xattr_rebuild(l, n, start, end, name, NULL, 0); /* and those of the same name it hid */
+    return r;
 }
 
 /* ---- virtual ones: text ---- */

@@ -48,8 +48,9 @@ static_assert(HEADER_CHECKED_BYTES + 8 == DISK_SUPERBLOCK_BYTES, "the checksum c
 static_assert(HEADER_CHECKED_BYTES + 8 == DISK_JOURNAL_HEADER_BYTES, "the checksum closes the journal header");
 static_assert(HEADER_CHECKED_BYTES + 8 == DISK_SEGMENT_HEADER_BYTES, "the checksum closes the segment header");
 static_assert(RECORD_CHECKED_BYTES + 8 == DISK_RECORD_HEADER_BYTES, "the checksum closes the record header");
-static_assert(DISK_NODE_BYTES + XATTR_NODE_BYTES_MAX * (1 + TLV_HEADER_BYTES) < BODY_BYTES_MAX,
-              "the largest node's length fits its field");
+static_assert(DISK_NODE_BYTES + XATTR_NODE_BYTES_MAX < BODY_BYTES_MAX, "the largest node's length fits its field");
+static_assert(DISK_NODE_BYTES + XATTR_NODE_BYTES_MAX < RECORD_PAYLOAD_BYTES_MAX / 2,
+              "the largest node fits a record beside others");
 static_assert(INT64_MAX >= CODEC_INPUT_BYTES_MAX, "a segment value is a legal size");
 
 /* ---- file headers ---- */
@@ -425,20 +426,18 @@ static bool tlvs_are_legal(const struct node_image *n)
 {
     unsigned targets_wanted = (n->mode & S_IFMT) == S_IFLNK ? 1 : 0;
     unsigned target_count = 0;
-    uint64_t xattr_bytes = 0;
     uint32_t offset = 0;
     struct tlv_view t;
     int r;
 
+    if (n->tlv_bytes > XATTR_NODE_BYTES_MAX) /* else a node could outgrow the record it is logged in */
+        return false;
     while ((r = tlv_next(n->tlv, n->tlv_bytes, &offset, &t)) == 0) {
         if (!tlv_is_legal(&t))
             return false;
-        if (t.kind == NODE_TLV_SYMLINK)
-            target_count++;
-        else
-            xattr_bytes += t.name_bytes + t.value_bytes;
+        target_count += t.kind == NODE_TLV_SYMLINK;
     }
-    return r == -ENODATA && target_count == targets_wanted && xattr_bytes <= XATTR_NODE_BYTES_MAX;
+    return r == -ENODATA && target_count == targets_wanted;
 }
 
 static bool mode_is_legal(uint32_t mode)
@@ -825,7 +824,7 @@ bool record_find(const uint8_t *data, size_t bytes, uint64_t seq_min, uint64_t s
         if (*hash_budget_bytes < claimed_bytes)
             return false;
         *hash_budget_bytes -= claimed_bytes;
-        if (record_judge(data + offset, bytes - offset, seed, &view) == 0) {
+        if (record_judge(data + offset, bytes - offset, seed, &view) == 0 && record_check(&view) == 0) {
             *ret_offset = offset;
             *ret_seq = view.seq;
             return true;

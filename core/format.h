@@ -39,7 +39,7 @@
 #define SYMLINK_BYTES_MAX 4095u
 #define XATTR_NAME_BYTES_MAX 255u
 #define XATTR_VALUE_BYTES_MAX 65536u
-#define XATTR_NODE_BYTES_MAX (1u << 20) /* names and values of one node together */
+#define XATTR_NODE_BYTES_MAX (1u << 20) /* all TLVs of one node, headers included */
 #define RECORD_PAYLOAD_BYTES_MAX (4u << 20)
 
 /* FORMAT, 64 bytes.

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "slab.h"
 
+#include <sys/mman.h>
+
 #include "util.h"
+
+#define SCAN_CHUNKS_MAX 4u /* looked at for a free slot before the slab grows instead */
 
 struct chunk_header {
     uint32_t first_index;
@@ -17,7 +21,8 @@ void slab_init(struct slab *s, uint32_t slot_bytes, uint32_t link_offset)
 void slab_fini(struct slab *s)
 {
     for (uint32_t i = 0; i < s->chunk_room; i++)
-        free(s->chunks[i]);
+        if (s->chunks[i])
+            (void)munmap(s->chunks[i], SLAB_CHUNK_BYTES); /* cannot fail: it was mapped so */
     free(s->chunks);
     *s = (struct slab){0};
 }
@@ -44,6 +49,21 @@ static uint32_t *slab_link(const struct slab *s, uint32_t index)
     return (uint32_t *)(void *)((char *)slab_at(s, index) + s->link_offset);
 }
 
+/* Aligned, zeroed, and no memory before it is touched. NULL: there is none. */
+static void *chunk_map(void)
+{
+    char *p = mmap(NULL, (size_t)2 * SLAB_CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t before;
+
+    if (p == MAP_FAILED)
+        return NULL;
+    before = -(uintptr_t)p & (SLAB_CHUNK_BYTES - 1);
+    if (before > 0)
+        (void)munmap(p, before); /* what is left of it is address space, no memory */
+    (void)munmap(p + before + SLAB_CHUNK_BYTES, SLAB_CHUNK_BYTES - before);
+    return p + before;
+}
+
 static int slab_need_chunk(struct slab *s, uint32_t chunk)
 {
     struct chunk_header *header;
@@ -59,7 +79,7 @@ static int slab_need_chunk(struct slab *s, uint32_t chunk)
     }
     if (s->chunks[chunk])
         return 0;
-    header = aligned_alloc(SLAB_CHUNK_BYTES, SLAB_CHUNK_BYTES);
+    header = chunk_map();
     if (!header)
         return -ENOMEM;
     header->first_index = chunk * SLAB_CHUNK_SLOTS;
@@ -68,11 +88,31 @@ static int slab_need_chunk(struct slab *s, uint32_t chunk)
     return 0;
 }
 
+/* Chains the free slots of the next chunks that have any. The chain is empty, so none of them is in it already. */
+static void slab_scan(struct slab *s, uint32_t chunks_max)
+{
+    while (s->free_head == 0 && s->scan_next != 0 && chunks_max-- > 0) {
+        uint32_t last = MIN(s->scan_next | (SLAB_CHUNK_SLOTS - 1), s->scan_end);
+
+        for (uint32_t i = last; i >= s->scan_next; i--) {
+            if (!s->is_free(slab_at(s, i)))
+                continue;
+            *slab_link(s, i) = s->free_head;
+            s->free_head = i;
+        }
+        s->scan_next = slab_next(s, last);
+        if (s->scan_next > s->scan_end)
+            s->scan_next = 0;
+    }
+}
+
 int slab_take(struct slab *s, uint32_t *ret_index)
 {
-    uint32_t index = s->free_head;
+    uint32_t index;
     int r;
 
+    slab_scan(s, s->used_max < SLAB_INDEX_MAX ? SCAN_CHUNKS_MAX : UINT32_MAX);
+    index = s->free_head;
     if (index != 0) {
         s->free_head = *slab_link(s, index);
     } else {
@@ -90,6 +130,15 @@ int slab_take(struct slab *s, uint32_t *ret_index)
     return 0;
 }
 
+/* Slots this far apart come from damage, or from a store that once held many more: a huge page would be taken for each. */
+static void slab_expect_few(const struct slab *s, uint32_t index)
+{
+    char *chunk = s->chunks[index / SLAB_CHUNK_SLOTS];
+
+    if (index > s->used_max + 1)
+        (void)madvise(chunk, SLAB_CHUNK_BYTES, MADV_NOHUGEPAGE); /* a kernel that has none needs no telling */
+}
+
 int slab_take_at(struct slab *s, uint32_t index)
 {
     bool fresh;
@@ -98,12 +147,13 @@ int slab_take_at(struct slab *s, uint32_t index)
     if (index == 0 || index > SLAB_INDEX_MAX)
         return -EBADMSG;
     fresh = !slab_at_or_null(s, index);
+    if (fresh && s->chunk_count >= MAX(SLAB_SPARSE_CHUNKS_MAX, s->live_count / SLAB_SPARSE_SLOTS_MIN))
+        return -EBADMSG;
     r = slab_need_chunk(s, index / SLAB_CHUNK_SLOTS);
     if (r < 0)
         return r;
-    if (fresh) /* slots below it in this chunk must read as free until they are taken themselves */
-        memset(s->chunks[index / SLAB_CHUNK_SLOTS] + SLAB_CHUNK_HEADER_BYTES, 0,
-               (size_t)SLAB_CHUNK_SLOTS * s->slot_bytes);
+    if (fresh)
+        slab_expect_few(s, index);
     memset(slab_at(s, index), 0, s->slot_bytes);
     s->used_max = MAX(s->used_max, index);
     s->live_count++;
@@ -132,12 +182,9 @@ uint32_t slab_next(const struct slab *s, uint32_t index)
 void slab_rebuild_free(struct slab *s, int (*is_free)(const void *slot))
 {
     s->free_head = 0;
-    for (uint32_t i = slab_next(s, 0); i != 0; i = slab_next(s, i)) {
-        if (!is_free(slab_at(s, i)))
-            continue;
-        *slab_link(s, i) = s->free_head;
-        s->free_head = i;
-    }
+    s->is_free = is_free;
+    s->scan_next = slab_next(s, 0);
+    s->scan_end = s->used_max;
 }
 
 uint64_t slab_memory(const struct slab *s)

@@ -4,8 +4,8 @@
  * never copies. Index 0 is never handed out. Slots come zeroed. Chunks are aligned to their size, so a slot's
  * index follows from its address. Not thread safe.
  *
- * Memory is touched only as slots are used; a chunk that no slot was taken from is not there at all, so an
- * absurd index read from disk costs one chunk, not the room up to it.
+ * Memory is touched only as slots are used, page by page; a chunk that no slot was taken from is not there at all, so an
+ * absurd index read from disk costs two pages, not the room up to it; and many absurd ones are refused (slab_take_at).
  */
 #pragma once
 
@@ -17,6 +17,9 @@
 #define SLAB_CHUNK_HEADER_BYTES 64u
 #define SLAB_SLOT_BYTES_MAX ((SLAB_CHUNK_BYTES - SLAB_CHUNK_HEADER_BYTES) / SLAB_CHUNK_SLOTS)
 #define SLAB_INDEX_MAX 0x7fffffffu
+/* Chunks there may be at recovery with fewer slots in each, on average: those of 33 million keys. */
+#define SLAB_SPARSE_CHUNKS_MAX 4096u
+#define SLAB_SPARSE_SLOTS_MIN 8u
 
 struct slab {
     uint32_t slot_bytes;
@@ -27,6 +30,8 @@ struct slab {
     uint32_t free_head;
     uint64_t live_count;
     uint64_t chunk_count;
+    int (*is_free)(const void *slot); /* of slab_rebuild_free */
+    uint32_t scan_next, scan_end;     /* slots not looked at since: 0 when all were */
 };
 
 void slab_init(struct slab *s, uint32_t slot_bytes, uint32_t link_offset);
@@ -42,9 +47,10 @@ void *slab_at_or_null(const struct slab *s, uint32_t index);
 uint32_t slab_index(const struct slab *s, const void *slot);
 int slab_take(struct slab *s, uint32_t *ret_index); /* -ENOMEM */
 /* Recovery: makes that very slot usable; slots skipped on the way stay out of the free chain until
- * slab_rebuild_free. -ENOMEM, -EBADMSG past SLAB_INDEX_MAX. */
+ * slab_rebuild_free. -ENOMEM; -EBADMSG past SLAB_INDEX_MAX, or for the next of very many that lie apart. */
 int slab_take_at(struct slab *s, uint32_t index);
 void slab_give(struct slab *s, uint32_t index); /* zeroes the slot */
+/* Free slots are found again, chunk by chunk as they are needed: to chain them all would touch all memory. */
 void slab_rebuild_free(struct slab *s, int (*is_free)(const void *slot));
 /* The next index above `index` that is in an existing chunk and not above used_max; 0 at the end. */
 uint32_t slab_next(const struct slab *s, uint32_t index);

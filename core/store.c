@@ -321,17 +321,26 @@ void store_mark_dirty_locked(struct store *st, struct segment *seg)
 
 /* ---- open ---- */
 
+/* The number was in use: the next ones come after it. One that is absurdly high was never ours, and must not use up
+ * what numbers there are. */
+static void store_count_on(struct store *st, uint32_t segment_no)
+{
+    if (segment_no <= SEGMENT_NO_EARNED_MAX)
+        st->next_segment_no = MAX(st->next_segment_no, segment_no + 1);
+}
+
 /* A segment file that is there: its charge is what it takes, its live records are yet to be told. */
 static int store_adopt_found(struct store *st, uint32_t no, const struct stat *stat)
 {
     struct segment *seg = segment_new(no);
     uint64_t disk_bytes = (uint64_t)stat->st_blocks * ST_BLOCK_BYTES;
-    uint64_t size = MIN((uint64_t)stat->st_size, UINT32_MAX - 2ull * st->block_bytes);
+    uint64_t size = MIN((uint64_t)stat->st_size, SEGMENT_FILE_BYTES_MAX); /* memory is spent for every block of it */
     int r;
 
     if (!seg)
         return -ENOMEM;
     seg->sealed = true;
+    seg->unpunchable = stat->st_nlink > 1; /* another name outside the store: what that one reads is not ours to change */
     seg->tail = (uint32_t)size;
     seg->block_count = store_blocks(st, size);
     seg->disk_blocks = store_blocks(st, disk_bytes);
@@ -341,7 +350,7 @@ static int store_adopt_found(struct store *st, uint32_t no, const struct stat *s
     r = store_insert_locked(st, seg);
     if (r == 0) {
         st->disk_blocks += seg->disk_blocks;
-        st->next_segment_no = MAX(st->next_segment_no, no + 1);
+        store_count_on(st, no);
     }
     lock_give(&st->lock);
     if (r < 0) {
@@ -509,8 +518,7 @@ void store_note_segment(struct store *st, uint32_t segment_no)
     CHECK_OBJ(st, STORE_MAGIC);
     assert(!st->ready);
     lock_take(&st->lock);
-    if (segment_no < SEGMENT_NO_MAX && segment_no - st->next_segment_no < SEGMENT_NO_MAX / 2)
-        st->next_segment_no = segment_no + 1;
+    store_count_on(st, segment_no);
     lock_give(&st->lock);
 }
 

@@ -6,8 +6,8 @@
  * Ids rise for the life of the store, so at most one big/XX is growing at a time; a directory that empties
  * behind it is removed, since 256 of them would be a megabyte of a small quota.
  *
- * Directories are trusted by what they were at mount (a link or a file in their place makes that XX unusable and
- * its ids are passed over): the store is 0700 and locked, nobody else changes it afterwards.
+ * Directories are trusted by what they were at mount (a link or a file in the place of big is removed, in that of an XX it
+ * makes it unusable and its ids are passed over): the store is 0700 and locked, nobody else changes it afterwards.
  *
  * What may never happen: an id given out twice; a directory's growth that nobody reserved; a link followed.
  */
@@ -18,6 +18,7 @@
 
 #define BIG_NAME_DIGITS 16u
 #define BIG_ID_MAX (UINT64_MAX >> 1) /* larger ones found on disk are foreign: counting on from them could wrap */
+#define BIG_ID_EARNED_MAX (BIG_ID_MAX / 2) /* and larger ones than this are not counted on from */
 #define CREATE_TRIES_MAX 16u
 #define DIR_NAME_BYTES 8u
 
@@ -109,7 +110,8 @@ static int big_open_dir(struct store *st, const char *name, int *ret_fd, bool *r
     if (fd == -ENOENT)
         return 0;
     if (fd == -ENOTDIR || fd == -ELOOP || fd == -EACCES) {
-        *ret_foreign = true;
+        /* Of the 256 below it another can be used; "big" itself is needed, and what is in the store is ours to remove. */
+        *ret_foreign = st->opts.read_only || strcmp(name, "big") != 0 || io_unlink(st->io, st->dir_fd, name) < 0;
         return 0;
     }
     if (fd < 0)
@@ -154,9 +156,16 @@ static int big_for_each(struct big_scan *scan)
     return r;
 }
 
+/* The id was in use: the next ones come after it. An absurdly high one was never ours, and must not use up the ids. */
+static void big_count_on(struct store *st, uint64_t big_id)
+{
+    if (big_id <= BIG_ID_EARNED_MAX)
+        st->next_big_id = MAX(st->next_big_id, big_id + 1);
+}
+
 static bool big_visit_found(struct store *st, uint64_t big_id)
 {
-    st->next_big_id = MAX(st->next_big_id, big_id + 1);
+    big_count_on(st, big_id);
     return true;
 }
 
@@ -218,8 +227,7 @@ void store_note_big(struct store *st, uint64_t big_id)
 {
     CHECK_OBJ(st, STORE_MAGIC);
     assert(!st->ready);
-    if (big_id <= BIG_ID_MAX)
-        st->next_big_id = MAX(st->next_big_id, big_id + 1);
+    big_count_on(st, big_id);
 }
 
 int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, uint64_t *ret_disk_bytes)
@@ -240,6 +248,8 @@ int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, 
         return r == -ELOOP || r == -ENXIO || r == -ENOTDIR ? -ENOENT : r;
     r = io_stat(st->io, fd, &stat);
     store_big_close(st, fd);
+    if (r == 0 && stat.st_nlink > 1)
+        r = -EBADMSG; /* another name outside the store: not to be written to, nor to be relied on */
     if (r < 0)
         return r;
     r = big_mark(st, big_id);

@@ -32,6 +32,8 @@
 #define BLOCK_HOLE 255u   /* given back, or being given back */
 
 #define SEGMENT_NO_MAX 0xf0000000u /* names above are foreign; numbers never wrap */
+#define SEGMENT_NO_EARNED_MAX 0xe0000000u /* numbers above, when found, are not counted on from */
+#define SEGMENT_FILE_BYTES_MAX (128 * MIB) /* twice the largest there can be; what lies beyond in a file is not looked at */
 #define DIR_GROWTH_BLOCKS 3u       /* one new name may split a leaf and its index node, or make the directory an indexed one */
 #define BIG_DIR_COUNT 256u
 /* From so many segments on, a name of another module (a journal) may be what makes the store directory grow. */

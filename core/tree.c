@@ -3,12 +3,13 @@
  * tree: see tree.h for the model and its invariants.
  *
  * Buckets of the name table are chains of dentry indexes; the table has bucket_count of them, of which those
- * below `split` are already divided for the next doubling. The hash is xxh3 of the name seeded with the
- * parent's slot; it is not kept, but computed again for the few entries of a bucket being split.
+ * below `split` are already divided for the next doubling. The hash is xxh3 of the name seeded with a random number and
+ * the parent's slot; it is not kept, but computed again for the few entries of a bucket being split.
  */
 #include "tree.h"
 
 #define XXH_INLINE_ALL
+#include <sys/random.h>
 #include <xxhash.h>
 
 #include "names.h"
@@ -29,6 +30,7 @@ struct tree {
     uint32_t split;        /* next bucket to divide */
     uint32_t next_generation;
     uint64_t directories, tlv_bytes;
+    uint64_t seed; /* random: names made to collide would make every lookup walk all of them */
 };
 
 _Static_assert(sizeof(struct node) <= SLAB_SLOT_BYTES_MAX, "a node fits a slab slot");
@@ -69,6 +71,8 @@ int tree_new(struct tree **ret_tree)
     slab_init(&t->exts, sizeof(struct node_ext), offsetof(struct node_ext, sums_bytes));
     t->bucket_round = BUCKETS_MIN;
     t->next_generation = 1;
+    if (getrandom(&t->seed, sizeof(t->seed), GRND_NONBLOCK) != sizeof(t->seed))
+        t->seed = (uintptr_t)t; /* early at boot: an address is better than nothing */
     if (buckets_need(t, BUCKETS_MIN) < 0) {
         tree_free(t);
         return -ENOMEM;
@@ -332,9 +336,9 @@ int node_set_value(struct tree *t, struct node *n, const struct value *v)
 
 /* ---- names ---- */
 
-static uint64_t name_hash(uint32_t parent_slot, const char *name, size_t bytes)
+static uint64_t name_hash(const struct tree *t, uint32_t parent_slot, const char *name, size_t bytes)
 {
-    return XXH3_64bits_withSeed(name, bytes, parent_slot);
+    return XXH3_64bits_withSeed(name, bytes, t->seed ^ parent_slot);
 }
 
 static uint32_t bucket_of(const struct tree *t, uint64_t hash)
@@ -349,7 +353,7 @@ static uint32_t dentry_bucket(const struct tree *t, const struct dentry *d)
     size_t bytes;
     const char *name = dentry_name(t, d, &bytes);
 
-    return bucket_of(t, name_hash(d->parent, name, bytes));
+    return bucket_of(t, name_hash(t, d->parent, name, bytes));
 }
 
 /* Divides one bucket; without memory for the new one the chains just stay longer. */
@@ -397,7 +401,7 @@ const char *dentry_name(const struct tree *t, const struct dentry *d, size_t *re
 
 struct dentry *tree_find(const struct tree *t, uint32_t parent_slot, const char *name, size_t name_bytes)
 {
-    uint32_t index = *bucket_at(t, bucket_of(t, name_hash(parent_slot, name, name_bytes)));
+    uint32_t index = *bucket_at(t, bucket_of(t, name_hash(t, parent_slot, name, name_bytes)));
 
     while (index != 0) {
         struct dentry *d = slab_at(&t->dentries, index);
@@ -487,7 +491,7 @@ int tree_link(struct tree *t, struct node *parent, struct node *n, const char *n
     d = slab_at(&t->dentries, index);
     d->parent = node_slot(t, parent);
     d->name = unit;
-    head = bucket_at(t, bucket_of(t, name_hash(d->parent, name, name_bytes)));
+    head = bucket_at(t, bucket_of(t, name_hash(t, d->parent, name, name_bytes)));
     d->hash_next = *head;
     *head = index;
     siblings_append(t, parent, d, index);
