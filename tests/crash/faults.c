@@ -511,7 +511,7 @@ static int run_one(const struct run *run, uint64_t *ret_counted)
     if (pid < 0)
         abort();
     if (pid == 0) {
-        (void)alarm(60); /* a run that hangs is a failure, too */
+        (void)alarm(300); /* a run that hangs is a failure, too; on a busy machine one may take a minute */
         run_in_child(run, counted);
         exit(0); /* not _exit: leaks are looked for */
     }
