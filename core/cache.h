@@ -286,6 +286,8 @@ uint64_t cache_sane_stamp(const struct larder *l, uint64_t ns); /* from disk, cu
 /* cache_evict.c */
 int cache_make_room(void *ctx, uint64_t want_bytes);           /* quota's make_room */
 int cache_evict_until(struct larder *l, uint64_t free_bytes);  /* -ENOSPC: nothing more may leave */
+/* The coldest files with xattrs of theirs leave, but one, until so many bytes of xattrs are gone; false: there are none. */
+bool cache_evict_xattrs(struct larder *l, uint64_t but, uint64_t bytes);
 int cache_make_entry_room(struct larder *l);                   /* -ENOSPC: at max_entries and nothing may leave */
 int cache_host_full(struct larder *l, uint64_t bytes);         /* the host disk said ENOSPC below the quota; 0: try again */
 void cache_update_min_free(struct larder *l);

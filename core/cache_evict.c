@@ -267,6 +267,37 @@ static unsigned evict_some(struct larder *l, enum drop_reason reason, unsigned c
     return victims_settle(l, &v, seq) == 0 ? v.count : 0;
 }
 
+/* May this node leave for its xattrs? */
+static bool is_xattr_victim(struct larder *l, const struct node *n, uint64_t but)
+{
+    const struct node_ext *x = node_ext(l->tree, n);
+
+    return x && x->tlv_bytes > 0 && node_is_file(n) && !(n->flags & (NODE_OPEN | NODE_NEW)) && node_id(l->tree, n) != but &&
+           !policy_pin(l, n, NULL);
+}
+
+bool cache_evict_xattrs(struct larder *l, uint64_t but, uint64_t bytes)
+{
+    struct victims v = {.count = 0};
+    uint64_t seq, freed_bytes = 0;
+
+    lock_take(&l->lock);
+    log_begin(l);
+    for (uint32_t slot = l->evict.cold, warmer; slot && v.count < EVICT_BATCH && freed_bytes < bytes; slot = warmer) {
+        struct node *n = tree_slot(l->tree, slot);
+
+        warmer = n->lru_prev;
+        if (!is_xattr_victim(l, n, but))
+            continue;
+        freed_bytes += node_ext(l->tree, n)->tlv_bytes;
+        victims_take(l, &v, n, DROP_QUOTA);
+    }
+    seq = log_end(l);
+    CHECK_INVARIANTS(l);
+    lock_give(&l->lock);
+    return victims_settle(l, &v, seq) == 0 && v.count > 0;
+}
+
 unsigned cache_expire_due(struct larder *l)
 {
     struct victims v = {.count = 0};

@@ -58,7 +58,7 @@ static int xattr_get(const struct larder *l, const struct node *n, const char *n
     return 0;
 }
 
-/* xattrs are kept in memory, journal and checkpoint, and what has them need not be evictable: all together are bounded. */
+/* xattrs are kept in memory, journal and checkpoint: all together are bounded, and files that have some give way. */
 static bool xattr_fits(const struct larder *l, size_t before_bytes, size_t after_bytes)
 {
     uint64_t share = MAX(atomic_load(&l->base_limit_bytes) / XATTR_QUOTA_SHARE, XATTR_VALUE_BYTES_MAX);
@@ -83,8 +83,10 @@ static int xattr_rebuild(struct larder *l, struct node *n, uint32_t cut_start, u
         return r;
     kept = x->tlv_bytes - (cut_end - cut_start);
     total = kept + (value ? tlv_put(NULL, NODE_TLV_XATTR, name, name_bytes, value, value_bytes) : 0);
-    if (total > XATTR_NODE_BYTES_MAX || !xattr_fits(l, x->tlv_bytes, total))
+    if (total > XATTR_NODE_BYTES_MAX)
         return -ENOSPC;
+    if (!xattr_fits(l, x->tlv_bytes, total))
+        return -ENOBUFS; /* larder_setxattr makes room */
     tlv = malloc(total ? total : 1);
     if (!tlv)
         return -ENOMEM;
@@ -589,7 +591,10 @@ int larder_setxattr(struct larder *l, uint64_t id, const char *name, const void 
         return -EINVAL; /* to take a policy away there is removexattr */
     if (key)
         return virtual_set(l, id, key, value, value_bytes);
-    return change_xattr(l, id, name, value_bytes ? value : "", value_bytes, flags);
+    do
+        r = change_xattr(l, id, name, value_bytes ? value : "", value_bytes, flags);
+    while (r == -ENOBUFS && cache_evict_xattrs(l, id, value_bytes));
+    return r == -ENOBUFS ? -ENOSPC : r;
 }
 
 int larder_removexattr(struct larder *l, uint64_t id, const char *name)

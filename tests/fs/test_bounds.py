@@ -95,8 +95,20 @@ def test_clients_that_hold_many_large_files_are_told_and_take_nothing_from_the_o
     site.check(m.store)
 
 
-def test_xattrs_of_many_files_are_bounded_together(mount):
-    """They are held in memory, whatever they are on: past an eighth of the quota, ENOSPC; what is taken away makes room."""
+def test_files_with_xattrs_give_way_to_newer_ones(mount):
+    """No ENOSPC while a file with xattrs can leave; keys without any are not touched."""
+    m = mount(quota="16M")
+    m.write("plain", b"coldest of all")
+    for i in range(60):
+        m.write(f"key-{i}", b"v")
+        os.setxattr(m.path(f"key-{i}"), "user.x", b"x" * 60_000)
+    left = sorted(int(name[4:]) for name in os.listdir(m.mnt) if name.startswith("key-"))
+    assert left == list(range(60 - len(left), 60)) and 20 <= len(left) <= 40
+    assert m.read("plain") == b"coldest of all"
+
+
+def test_xattrs_of_many_directories_are_bounded_together(mount):
+    """They are held in memory: past an eighth of the quota, ENOSPC where nothing can leave; what is taken away makes room."""
     m = mount(quota="16M")
     before = bounds.rss_bytes(m.pid)
     value, told, count = b"x" * 60_000, 0, 0
