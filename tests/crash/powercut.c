@@ -157,7 +157,7 @@ static void use_on(struct world *w, const struct check *c, uint32_t moment, stru
         return;
     world_observe(w, &again);
     m.first = m.last = w->moments - 1;
-    m.now_ns = w->clock.wall_ns;
+    m.now_ns = world_now_ns(w);
     if (!w->failure[0] && finding_match(w, &again, &m, why) == NO_MARK)
         fail(w, "after use and an orderly stop: %s", why);
     finding_fini(&again);
@@ -197,7 +197,7 @@ static void cut_again(const struct check *c, struct memdisk *disk, uint32_t mome
     }
     if (world_open(w) == 0) {
         world_observe(w, &f);
-        m.now_ns = w->clock.wall_ns;
+        m.now_ns = world_now_ns(w);
         if (!w->failure[0] && finding_match(w, &f, &m, why) == NO_MARK)
             fail(w, "recovered once more: %s", why);
         finding_fini(&f);
@@ -233,10 +233,10 @@ static void check_disk(const struct check *c, struct memdisk *disk, bool go_on, 
     uint32_t moment = NO_MARK;
 
     child_init(w, c, disk);
-    m.now_ns = w->clock.wall_ns;
     for (m.first = c->killed ? c->mark : m.first; c->killed && m.first > 0 && c->of->history[m.first].inner;)
         m.first--; /* what a call that had not returned let go may not be written yet */
     if (world_open(w) == 0) {
+        m.now_ns = world_now_ns(w);
         check_charges(w, "after recovery");
         world_observe(w, &f);
         if (!w->failure[0])

@@ -19,6 +19,7 @@
 
 #define WALL_START_NS 1700000000000000000ull
 #define OP_NS (20 * NS_PER_MS)
+#define LEAD_NS_MAX 1000u /* of cache time: stamps of use differ, so each use in the same fake nanosecond takes the next */
 
 const struct profile profiles[] = {
     {"mixed", 10, 6, 6, 5, 2, 3, 3, 3, 2, 2, 2, 3, 3, 3, 1, 24 << 10},
@@ -126,6 +127,11 @@ static void pass_time(struct world *w, uint64_t ns)
     w->clock.wall_ns += ns;
 }
 
+uint64_t world_now_ns(const struct world *w)
+{
+    return w->l ? clock_cache_ns(&w->l->clock) : w->clock.wall_ns;
+}
+
 void world_init(struct world *w, struct pool *pool, const struct world_options *opts, uint64_t seed)
 {
     w->opts = *opts;
@@ -227,6 +233,9 @@ int world_open(struct world *w)
     if (r < 0) {
         w->l = NULL;
         fail(w, "cannot be opened: %s", err.text);
+    } else if (world_now_ns(w) - w->clock.wall_ns > LEAD_NS_MAX) {
+        fail(w, "cache time is %llu when the wall clock, never set back, says %llu", (unsigned long long)world_now_ns(w),
+             (unsigned long long)w->clock.wall_ns);
     }
     return r;
 }
@@ -291,7 +300,7 @@ void world_fini(struct world *w)
 
 static bool is_due(const struct world *w, const struct mnode *n)
 {
-    return n->ttl_ns > 0 && n->written_ns + n->ttl_ns <= w->clock.wall_ns;
+    return n->ttl_ns > 0 && n->written_ns + n->ttl_ns <= world_now_ns(w);
 }
 
 static unsigned pick_dir(struct world *w)
@@ -391,7 +400,7 @@ static void published(struct world *w, unsigned node, uint32_t version)
     struct mnode *n = &w->now.nodes[node];
 
     n->version = version;
-    n->written_ns = w->clock.wall_ns;
+    n->written_ns = world_now_ns(w);
     n->small = w->pool->versions[version].bytes <= w->opts.big_bytes;
 }
 

@@ -9,7 +9,8 @@
  *   a key whose version was fsynced is there with exactly those bytes;
  *   a key whose version was not may be a miss, and shows nothing else;
  *   an empty file has no bytes to lose, so it is there;
- *   what is past its deadline is a miss.
+ *   what is past its deadline is a miss. Deadlines are in cache time (core/clock.h), which a recovery may begin some
+ *   nanoseconds ahead of the wall clock: at the newest stamp of use it found; world_open bounds the lead.
  * One file is changed in place, as a database does: each of its bytes is the one fsynced last or one written since.
  */
 #pragma once
@@ -40,7 +41,7 @@ struct mnode {
     uint32_t version; /* of its bytes; of a link: of its target */
     uint32_t tag;     /* value of user.tag; 0: none */
     uint32_t mode;
-    uint64_t written_ns, ttl_ns; /* ttl 0: none */
+    uint64_t written_ns, ttl_ns; /* cache time; ttl 0: none */
 };
 
 /* The whole tree at a moment. Node 1 is the root, row 0. */
@@ -153,6 +154,7 @@ uint32_t world_random(struct world *w, uint32_t below);
 void world_init(struct world *w, struct pool *pool, const struct world_options *opts, uint64_t seed);
 void world_fini(struct world *w); /* crashes the store if it is open */
 void world_note_base(struct world *w); /* the history begins with the tree as it is */
+uint64_t world_now_ns(const struct world *w); /* cache time while it is open */
 int world_open(struct world *w);  /* < 0 and failure set when it cannot be */
 void world_abandon(struct world *w); /* the daemon dies; the disk stays as the kernel has it */
 void world_close(struct world *w);   /* an orderly stop */
@@ -172,7 +174,7 @@ void finding_fini(struct finding *f);
 struct match {
     uint32_t first, last; /* the moments that are allowed */
     uint32_t cut_mark;    /* what was durable is judged at this one; NO_MARK: no power was cut, nothing may be lost */
-    uint64_t now_ns;
+    uint64_t now_ns; /* world_now_ns of who found it */
     bool killed;  /* no power was cut: the daemon died, what was answered for is there */
     bool verbose; /* tell of each moment why not */
     bool stale; /* the file system shows old bytes where it lost what was not synced */
