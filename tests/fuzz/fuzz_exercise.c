@@ -3,8 +3,10 @@
  * fuzz_exercise: everything a mount would do to a store, through the engine's public calls.
  *
  * What is right of a hostile store? Bytes that are read must be bytes the store holds for that node (fuzz_is_known). What
- * one mount showed, the next must show: only expiry and eviction may take a key away meanwhile. What was closed in
- * order must be without defect to inspect_check. And all of it in bounded time and memory, which the fuzzer watches.
+ * one mount showed, the next must show: only expiry and eviction may take a key away meanwhile. A key that was evicted or
+ * swept is counted; one that is past its deadline and not swept yet is only hidden, so each key's own deadline is asked. What
+ * was closed in order must be without defect to inspect_check. And all of it in bounded time and memory, which the fuzzer
+ * watches.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +30,7 @@ struct seen {
     uint32_t mode;
     uint64_t size, sum; /* of the bytes, the target or the xattrs */
     int result;         /* of reading them */
+    uint64_t deadline_ns; /* in cache time; UINT64_MAX: never */
 };
 
 struct walk {
@@ -171,6 +174,19 @@ static void walk_dir(struct walk *w, uint64_t ino)
     }
 }
 
+/* Last of all: a deadline that a read moves is moved by then. */
+static void note_deadlines(struct walk *w)
+{
+    lock_take(&w->l->lock);
+    for (unsigned i = 0; i < w->count; i++) {
+        const struct node *n = tree_node(w->l->tree, w->seen[i].ino);
+        enum drop_reason reason;
+
+        w->seen[i].deadline_ns = n && !node_is_dir(n) ? policy_deadline(w->l, n, &reason) : UINT64_MAX;
+    }
+    lock_give(&w->l->lock);
+}
+
 static void walk_all(struct walk *w, struct larder *l)
 {
     struct larder_stats stats;
@@ -186,6 +202,7 @@ static void walk_all(struct walk *w, struct larder *l)
         if (S_ISDIR(w->seen[i].mode))
             walk_dir(w, w->seen[i].ino);
     }
+    note_deadlines(w);
     for (unsigned i = 0; i < w->count; i++)
         larder_forget(l, w->seen[i].ino, 1);
     larder_stats(l, &stats);
@@ -391,8 +408,22 @@ static void print_walk(const char *what, const struct walk *w)
     }
 }
 
+/* A mount that only reads keeps to itself what was used: the next counts idle time from before, so it is asked as well. */
+static bool has_expired(const struct seen *s, struct larder *l, bool read_only)
+{
+    const struct node *n;
+    bool expired;
+
+    lock_take(&l->lock);
+    n = tree_node(l->tree, s->ino);
+    expired = s->deadline_ns <= cache_now(l) || (read_only && n && cache_is_expired(l, n, NULL));
+    lock_give(&l->lock);
+    return expired;
+}
+
 /* after must show nothing that before did not, and all that could be read if nothing was to be taken away. A mount that
- * only reads cannot say that a key was found damaged, so the next finds it so again. */
+ * only reads cannot say that a key was found damaged, so the next finds it so again. A damaged ttl can be less than the
+ * time between two walks. */
 static void compare(const struct walk *before, const struct walk *after, bool all, bool read_only)
 {
     if (before->cut || after->cut)
@@ -406,8 +437,10 @@ static void compare(const struct walk *before, const struct walk *after, bool al
         FUZZ_CHECK(b->result < 0 || a->result < 0 || (b->size == a->size && b->sum == a->sum));
         FUZZ_CHECK(!all || b->result < 0 || a->result == 0 || a->result == -ESTALE || a->result == -ENOENT);
     }
-    for (unsigned i = 0; all && i < before->count; i++)
-        FUZZ_CHECK(before->seen[i].result < 0 || find_seen(after, &before->seen[i]));
+    for (unsigned i = 0; all && i < before->count; i++) {
+        const struct seen *b = &before->seen[i];
+        FUZZ_CHECK(b->result < 0 || find_seen(after, b) || has_expired(b, after->l, read_only));
+    }
 }
 
 void fuzz_exercise(unsigned flags)
