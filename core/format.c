@@ -40,7 +40,6 @@ static int entry_take(const struct record_view *view, uint32_t *offset, struct e
 #define RECORD_CHECKED_BYTES 24u /* of the record header; its checksum follows */
 #define SEED_INDEX (1ull << 32)
 #define PERMISSION_BITS 07777u
-#define FIRST_SEQ_MAX (1ull << 62) /* believed when read; counting on from it cannot overflow */
 
 static_assert(DISK_NODE_BYTES == 160, "NODE body is 160 bytes before its TLVs");
 static_assert(VALUE_OFFSET + VALUE_BYTES == 128, "the value ends where the policy begins");
@@ -818,8 +817,9 @@ bool record_find(const uint8_t *data, size_t bytes, uint64_t seq_min, uint64_t s
 
     for (size_t offset = 0; offset + DISK_RECORD_HEADER_BYTES <= bytes; offset += 8) {
         uint32_t claimed_bytes = record_claimed_bytes(data + offset, bytes - offset);
+        uint64_t seq = read_le64(data + offset + 8);
 
-        if (claimed_bytes == 0 || claimed_bytes > bytes - offset || read_le64(data + offset + 8) < seq_min)
+        if (claimed_bytes == 0 || claimed_bytes > bytes - offset || seq < seq_min || seq > FIRST_SEQ_MAX)
             continue;
         if (*hash_budget_bytes < claimed_bytes)
             return false;

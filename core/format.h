@@ -41,6 +41,7 @@
 #define XATTR_VALUE_BYTES_MAX 65536u
 #define XATTR_NODE_BYTES_MAX (1u << 20) /* all TLVs of one node, headers included */
 #define RECORD_PAYLOAD_BYTES_MAX (4u << 20)
+#define FIRST_SEQ_MAX (1ull << 62) /* believed when read; counting on from it cannot overflow */
 
 /* FORMAT, 64 bytes.
  *   off size field
@@ -279,8 +280,9 @@ int record_parse(const uint8_t *data, size_t bytes, uint64_t expected_seq, uint6
 /* The bytes the record at data says it takes, header and padding included; 0: no record begins here. Judged by
  * the header alone: what to read before record_parse can decide. */
 uint32_t record_claimed_bytes(const uint8_t *data, size_t bytes);
-/* Looks for a valid record of seq >= seq_min at data (8-aligned in its file) and every 8 bytes on. Takes what it
- * hashes from the budget and gives up when that is spent: hostile bytes may claim a record at every step. */
+/* Looks for a valid record of seq >= seq_min at data (8-aligned in its file) and every 8 bytes on; one whose seq is above
+ * FIRST_SEQ_MAX is none. Takes what it hashes from the budget and gives up when that is spent: hostile bytes may claim a
+ * record at every step. */
 bool record_find(const uint8_t *data, size_t bytes, uint64_t seq_min, uint64_t seed, uint64_t *hash_budget_bytes,
                  size_t *ret_offset, uint64_t *ret_seq);
 /* Are all its entries well-formed and as many as it says? Asked before the first is applied: a record is the

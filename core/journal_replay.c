@@ -680,6 +680,8 @@ static int reader_open_headless(struct journal_reader *rd, bool is_index, uint32
     rd->cursor = DISK_JOURNAL_HEADER_BYTES;
     rd->next_seq = is_index ? 1 : read_le64(rd->window + rd->cursor + RECORD_SEQ_OFFSET);
     rd->header.first_seq = rd->next_seq;
+    if (rd->next_seq == 0 || rd->next_seq > FIRST_SEQ_MAX)
+        return -EBADMSG; /* as of a header that says so */
     if (reader_next(rd, &view) < 0)
         return is_index ? 0 : -EBADMSG; /* a checkpoint's first record is not needed */
     reader_seek(rd, DISK_JOURNAL_HEADER_BYTES, rd->header.first_seq);

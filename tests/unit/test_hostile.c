@@ -243,6 +243,38 @@ static void test_a_clock_of_the_far_future(void)
     end(&h);
 }
 
+/* A journal whose header is damaged takes its first seq from its first record: one that cannot be counted on from. */
+static void check_seq_that_little_follows(uint64_t seq_given)
+{
+    struct journal_header header = {.file_no = 1};
+    uint64_t seq, budget_bytes = MIB, seed;
+    uint8_t file[4096] = "";
+    size_t at, bytes;
+    struct hostile h;
+
+    memcpy(header.store_id, store_id, sizeof(store_id));
+    seed = format_journal_seed(&header);
+    begin(&h);
+    memset(file, 0xff, DISK_JOURNAL_HEADER_BYTES);
+    record_finish(&h.rb, seq_given, seed);
+    bytes = DISK_JOURNAL_HEADER_BYTES + h.rb.used;
+    CHECK(bytes <= sizeof(file));
+    memcpy(file + DISK_JOURNAL_HEADER_BYTES, h.rb.data, h.rb.used);
+    CHECK_OK(memdisk_write_file(h.disk, "journal-00000001", file, bytes));
+    CHECK(!record_find(file, bytes, 1, seed, &budget_bytes, &at, &seq));
+    mount_it(&h);
+    CHECK_OK(work_checkpoint(h.l, false));
+    check_takes_values(&h);
+    end(&h);
+}
+
+/* Wherever the last one falls: in the middle of a file, or where the next begins. */
+static void test_seqs_that_little_follows(void)
+{
+    for (uint64_t left = 0; left < 16; left++)
+        check_seq_that_little_follows(UINT64_MAX - left);
+}
+
 static void test_two_xattrs_of_one_name(void)
 {
     struct node_image n = image_of(2ull << 32 | 2, S_IFREG | 0600);
@@ -312,6 +344,7 @@ int main(void)
     RUN(test_numbers_near_the_end_are_not_used_up);
     RUN(test_values_that_name_the_last_numbers);
     RUN(test_a_clock_of_the_far_future);
+    RUN(test_seqs_that_little_follows);
     RUN(test_two_xattrs_of_one_name);
     RUN(test_a_node_that_fills_its_record);
     return 0;
