@@ -238,7 +238,7 @@ def status(pid, name):
 def unmount(*argv):
     deadline = time.monotonic() + 10
     while run(*argv).returncode and time.monotonic() < deadline:
-        time.sleep(0.01) # busy: whoever looked a moment ago may still be letting go
+        select.select([], [], [], 0.01)  # busy: whoever looked a moment ago may still be letting go
 def mounted():
     return mnt in open("/proc/self/mountinfo").read()
 stops = {
