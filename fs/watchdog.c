@@ -175,6 +175,7 @@ static bool watchdog_in_system_call(const struct watchdog *w)
 __attribute__((noreturn)) static void watchdog_die(const struct watchdog *w, const char *name, const char *waits_in)
 {
     struct sigaction ordinary = {.sa_handler = SIG_DFL};
+    bool in_call = watchdog_in_system_call(w); /* now: a client that has its error may wake the device */
 
     log_line(LARDER_LOG_ERROR,
              "event=stuck request=%s waits_in=%s limit_s=%.1f consequence=\"the mount is given up so that its clients get "
@@ -183,7 +184,7 @@ __attribute__((noreturn)) static void watchdog_die(const struct watchdog *w, con
     sdnotify_send("STATUS=stuck in %s (%s): giving up the mount", name, waits_in);
     helper_abort(w->helper);
     watchdog_let_go_of_kernel(w);
-    if (watchdog_in_system_call(w))
+    if (in_call || watchdog_in_system_call(w))
         (void)kill(getpid(), SIGKILL);
     (void)sigaction(SIGABRT, &ordinary, NULL);
     abort();
