@@ -61,10 +61,10 @@ def write_until_gone(top):
         number += 1
 
 
-def test_a_stop_waits_for_the_threads_of_the_rings(mount):
+def test_a_stop_waits_for_the_threads_of_the_rings(mount, lacking):
     """libfuse cancelled them wherever they were, locks held: the daemon aborted or hung instead of stopping."""
     if not os.path.exists(URING_PARAMETER):
-        pytest.skip("this kernel has no FUSE over io_uring")
+        lacking("this kernel has no FUSE over io_uring")
     m = mount(start=False, quota="64M", io_uring="on")
     for _ in range(12):
         with OfferUring("uring"):

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.daemon
 
 @pytest.mark.deadline(300)
 @pytest.mark.parametrize("mode", MODES)
-def test_sigkill_under_load(site, request, seed, mode):
+def test_sigkill_under_load(site, request, lacking, seed, mode):
     if mode == "uring" and not os.path.exists(URING_PARAMETER):
-        pytest.skip("this kernel has no FUSE over io_uring")
+        lacking("this kernel has no FUSE over io_uring")
     with OfferUring(mode):
         campaign = Campaign(site, mode, seed)
         for number in range(request.config.getoption("--kill-rounds")):

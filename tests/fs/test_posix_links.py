@@ -187,17 +187,20 @@ def test_mknod_makes_regular_files(fs):
 
 # Files without a name
 
-def open_tmpfile(directory, flags=os.O_RDWR):
-    try:
-        return os.open(directory, os.O_TMPFILE | flags, 0o640)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
-            pytest.skip("this libfuse or kernel has no O_TMPFILE")
-        raise
+@pytest.fixture
+def open_tmpfile(fs, lacking):
+    def opened(flags=os.O_RDWR):
+        try:
+            return os.open(fs, os.O_TMPFILE | flags, 0o640)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
+                lacking("this libfuse or kernel has no O_TMPFILE")
+            raise
+    return opened
 
 
-def test_an_unnamed_file_can_be_given_a_name(fs):
-    fd = open_tmpfile(fs)
+def test_an_unnamed_file_can_be_given_a_name(fs, open_tmpfile):
+    fd = open_tmpfile()
     assert names(fs) == []
     assert os.fstat(fd).st_nlink == 0
     os.write(fd, b"value")
@@ -207,8 +210,8 @@ def test_an_unnamed_file_can_be_given_a_name(fs):
     assert os.stat(os.path.join(fs, "key")).st_nlink == 1
 
 
-def test_an_unnamed_file_opened_exclusively_stays_unnamed(fs):
-    fd = open_tmpfile(fs, os.O_RDWR | os.O_EXCL)
+def test_an_unnamed_file_opened_exclusively_stays_unnamed(fs, open_tmpfile):
+    fd = open_tmpfile(os.O_RDWR | os.O_EXCL)
     os.write(fd, b"scratch")
     assert os.pread(fd, 10, 0) == b"scratch"
     with raises(errno.ENOENT):

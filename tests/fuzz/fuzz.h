@@ -61,6 +61,7 @@ void fuzz_buffer_fini(struct fuzz_buffer *b);
 
 /* Seeds: written to the directory FUZZ_SEEDS names, if it does. */
 void fuzz_seed(const char *name, const struct fuzz_buffer *b);
+void fuzz_seed_table(const uint8_t *seeds, size_t count, size_t seed_bytes);
 void fuzz_seed_logs(bool is_index); /* the template's log, to be read in several ways */
 
 /* ---- fuzz_store.c; more of it in fuzz_store.h ---- */

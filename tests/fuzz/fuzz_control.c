@@ -170,18 +170,11 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         "\4\0\377\1\0\0\0\0\0\0\0\0\377\1\4\1\377\1\4\2\377\1\4\3\377\1\4\4\377\1",
         "\4\5\1\0\0\0\0\0\0\200\377\1\4\6\377\377\377\377\377\377\377\377\377\1",
     };
-    char name[16];
 
     (void)argc;
     (void)argv;
     fuzz_store_init();
-    for (unsigned i = 0; i < sizeof(seeds) / sizeof(seeds[0]); i++) {
-        struct fuzz_buffer b = {0};
-        (void)fuzz_buffer_add(&b, seeds[i], sizeof(seeds[i]));
-        (void)snprintf(name, sizeof(name), "seed-%u", i);
-        fuzz_seed(name, &b);
-        fuzz_buffer_fini(&b);
-    }
+    fuzz_seed_table(&seeds[0][0], sizeof(seeds) / sizeof(seeds[0]), sizeof(seeds[0]));
     return 0;
 }
 

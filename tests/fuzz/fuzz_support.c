@@ -76,6 +76,20 @@ void fuzz_seed(const char *name, const struct fuzz_buffer *b)
     FUZZ_CHECK(fclose(f) == 0);
 }
 
+void fuzz_seed_table(const uint8_t *seeds, size_t count, size_t seed_bytes)
+{
+    char name[16];
+
+    for (size_t i = 0; i < count; i++) {
+        struct fuzz_buffer b = {0};
+
+        (void)fuzz_buffer_add(&b, seeds + i * seed_bytes, seed_bytes);
+        (void)snprintf(name, sizeof(name), "seed-%u", (unsigned)i);
+        fuzz_seed(name, &b);
+        fuzz_buffer_fini(&b);
+    }
+}
+
 /* What the engine wrote, less the zeros it keeps ahead. */
 static size_t log_bytes(const struct fuzz_buffer *log)
 {

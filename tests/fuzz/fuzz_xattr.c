@@ -220,18 +220,11 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         "\5\2\6\0\0\3\0\0\0user.abcd\0\0\0\0\0\0\3\3\7\0\0\3\10\2zz",
         "\0\40\1\305hello\40value value value value value\3\1\305hello\0",
     };
-    char name[16];
 
     (void)argc;
     (void)argv;
     fuzz_store_init();
-    for (unsigned i = 0; i < sizeof(seeds) / sizeof(seeds[0]); i++) {
-        struct fuzz_buffer b = {0};
-        (void)fuzz_buffer_add(&b, seeds[i], sizeof(seeds[i]));
-        (void)snprintf(name, sizeof(name), "seed-%u", i);
-        fuzz_seed(name, &b);
-        fuzz_buffer_fini(&b);
-    }
+    fuzz_seed_table(&seeds[0][0], sizeof(seeds) / sizeof(seeds[0]), sizeof(seeds[0]));
     return 0;
 }
 
