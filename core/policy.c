@@ -3,8 +3,9 @@
  * policy: ttl, idle, expires, pin and compression that count for a node, and where each was set.
  *
  * The nearest one wins: the node's own, then its directory's, that one's directory's, ..., the mount's, the
- * default. A file with several names belongs to a directory of its owner's, or of root's, where it has a name in one;
- * else to that of its newest name. So a link somebody else makes to it takes away no pin and sets no deadline.
+ * default. A file with several names belongs to the newest of the directories they are in that are its owner's, or
+ * root's; where none is, to the newest of all. So a link somebody else makes to it takes away no pin and sets no
+ * deadline, and a restart changes nothing.
  * Nothing is cached: what a directory is set to counts for all below it from that moment (C3), and a walk costs only
  * where some directory has a policy at all.
  */
@@ -36,16 +37,26 @@ static uint64_t ext_policy(const struct node_ext *x, enum policy_kind kind)
     return POLICY_UNSET;
 }
 
+static const struct node *newer_of(const struct larder *l, const struct node *a, const struct node *b)
+{
+    return !a || node_id(l->tree, b) > node_id(l->tree, a) ? b : a;
+}
+
+/* The order of a node's names is none to go by: a restart does not keep it. */
 static const struct node *policy_parent(const struct larder *l, const struct node *n)
 {
-    const struct dentry *d = tree_dentry(l->tree, n->first_dentry);
+    const struct node *trusted = NULL, *any = NULL;
 
-    for (; !node_is_dir(n) && n->nlink > 1 && d; d = tree_dentry(l->tree, d->node_next)) {
+    if (node_is_dir(n) || n->nlink <= 1)
+        return tree_parent(l->tree, n);
+    for (const struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next)) {
         const struct node *parent = tree_slot(l->tree, d->parent);
+
+        any = newer_of(l, any, parent);
         if (parent->uid == n->uid || parent->uid == 0)
-            return parent;
+            trusted = newer_of(l, trusted, parent);
     }
-    return tree_parent(l->tree, n);
+    return trusted ? trusted : any;
 }
 
 static uint64_t policy_find(const struct larder *l, const struct node *n, enum policy_kind kind,
