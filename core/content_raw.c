@@ -13,7 +13,8 @@
  * 64 KiB, else the xxh3 of the little-endian xxh3s of its 64 KiB pieces (the last of each may be shorter).
  *
  * Invariant R1: du(file) <= settled_bytes + reserved_bytes, at every instant.
- * Invariant R2: sums.pieces describe the first hashed_bytes of the file as they are now.
+ * Invariant R2: data allocated <= data_bytes, also where the file system could not be asked.
+ * Invariant R3: sums.pieces describe the first hashed_bytes of the file as they are now.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -221,8 +222,9 @@ uint64_t big_file_unneeded(struct store *st, struct big_file *f)
 {
     uint64_t reserved = f->reserved_bytes, need;
 
-    if (reserved == 0 || big_file_refresh(st, f) < 0)
-        return 0; /* rather too much charged than too little */
+    if (reserved == 0)
+        return 0;
+    (void)big_file_refresh(st, f); /* else the bound: rather too much charged than too little */
     need = f->data_bytes + extents_bound(f->data_bytes);
     if (need <= f->settled_bytes)
         return reserved;
@@ -303,8 +305,8 @@ int raw_write(struct content *c, struct big_file *f, const void *buf, size_t byt
         r = big_file_reserve(c->st, f, raw_growth(f, offset, bytes), sums_cost(c, MAX(size, end)));
     if (r < 0)
         return r;
-    raw_grown(f, offset, bytes); /* also when it fails: some of it may be there */
-    sums_cut(&c->sums, offset);  /* keeps R2 */
+    raw_grown(f, offset, bytes); /* also when it fails: some of it may be there; keeps R2 */
+    sums_cut(&c->sums, offset);  /* keeps R3 */
     r = io_write_full(store_io(c->st), f->fd_rw, buf, bytes, offset);
     if (r < 0) {
         f->holes = true; /* which of its blocks it got is not known */
@@ -321,12 +323,16 @@ int raw_truncate(struct content *c, struct big_file *f, uint64_t size_bytes)
 {
     struct io *io = store_io(c->st);
     uint64_t size = atomic_load(&c->size_bytes);
+    /* A partial last block that is not there may be allocated to be zeroed. */
+    uint64_t growth = size_bytes % BLOCK_BYTES != 0 ? raw_growth(f, size_bytes, 1) : 0;
     int r = raw_trim(c, f);
 
-    if (r == 0 && size_bytes % BLOCK_BYTES != 0) /* a partial last block may be allocated to be zeroed */
-        r = big_file_reserve(c->st, f, BLOCK_BYTES, sums_cost(c, size_bytes));
     if (r == 0)
-        r = io_truncate(io, f->fd_rw, size_bytes);
+        r = big_file_reserve(c->st, f, growth, sums_cost(c, size_bytes));
+    if (r < 0)
+        return r;
+    f->data_bytes += growth; /* keeps R2, also when it fails */
+    r = io_truncate(io, f->fd_rw, size_bytes);
     if (r < 0)
         return r;
     f->synced = false;
@@ -335,7 +341,7 @@ int raw_truncate(struct content *c, struct big_file *f, uint64_t size_bytes)
         f->holes = true;
     else if (!f->holes)
         f->dense_end = MIN(f->dense_end, round_up(size_bytes, BLOCK_BYTES));
-    if (size_bytes < size)
+    if (size_bytes < size || growth > 0)
         (void)big_file_refresh(c->st, f); /* else the bound stays above the truth; what was cut is cut */
     return 0;
 }
@@ -343,12 +349,14 @@ int raw_truncate(struct content *c, struct big_file *f, uint64_t size_bytes)
 int raw_allocate(struct content *c, struct big_file *f, int mode, uint64_t offset, uint64_t bytes)
 {
     uint64_t size = atomic_load(&c->size_bytes);
+    uint64_t growth = raw_growth(f, offset, bytes) + 2 * BLOCK_BYTES;
     int r = raw_trim(c, f);
 
     if (r == 0)
-        r = big_file_reserve(c->st, f, raw_growth(f, offset, bytes) + 2 * BLOCK_BYTES, sums_cost(c, size));
+        r = big_file_reserve(c->st, f, growth, sums_cost(c, size));
     if (r < 0)
         return r;
+    f->data_bytes += growth; /* keeps R2, also when it fails: some of it may be there */
     f->holes = true; /* from here on the file's own word counts, not ours */
     f->synced = false;
     sums_cut(&c->sums, offset);
@@ -357,8 +365,7 @@ int raw_allocate(struct content *c, struct big_file *f, int mode, uint64_t offse
         f->tail_left = true;
         (void)raw_trim(c, f); /* as in raw_write */
     }
-    (void)big_file_refresh(c->st,
-                           f); /* else the bound stays where it was, above the truth only after a punch */
+    (void)big_file_refresh(c->st, f); /* else the bound stays above the truth */
     return r;
 }
 

@@ -45,7 +45,7 @@ struct world {
 
 static _Atomic int fail_pwrite_in = -1; /* calls that still work; < 0: all do */
 static _Atomic int fail_error;
-static _Atomic bool fail_sync;
+static _Atomic bool fail_sync, fail_truncate, fail_stat;
 
 static ssize_t faulty_pwrite(struct io *io, int fd, const void *buf, size_t bytes, uint64_t offset)
 {
@@ -59,6 +59,16 @@ static ssize_t faulty_pwrite(struct io *io, int fd, const void *buf, size_t byte
 static int faulty_fdatasync(struct io *io, int fd)
 {
     return fail_sync ? -EIO : io_posix.ops->fdatasync(io, fd);
+}
+
+static int faulty_ftruncate(struct io *io, int fd, uint64_t bytes)
+{
+    return fail_truncate ? -EIO : io_posix.ops->ftruncate(io, fd, bytes);
+}
+
+static int faulty_fstat(struct io *io, int fd, struct stat *ret_st)
+{
+    return fail_stat ? -EIO : io_posix.ops->fstat(io, fd, ret_st);
 }
 
 static struct io_ops faulty_ops;
@@ -145,6 +155,8 @@ static struct world *world_new(uint32_t big_bytes, enum compress_mode compress)
     faulty_ops = *io_posix.ops;
     faulty_ops.pwrite = faulty_pwrite;
     faulty_ops.fdatasync = faulty_fdatasync;
+    faulty_ops.ftruncate = faulty_ftruncate;
+    faulty_ops.fstat = faulty_fstat;
     quota_init(&w->quota, UINT64_MAX);
     CHECK_OK(store_open(&faulty, w->dir_fd, &w->quota, &opts, &w->st, NULL));
     CHECK_OK(store_finish_recovery(w->st, &orphans));
@@ -774,6 +786,78 @@ static void a_failed_sync_fails_the_commit_for_good(void)
     world_free(w);
 }
 
+static uint64_t charged_beyond_the_store(struct world *w)
+{
+    struct store_usage usage;
+
+    store_usage(w->st, &usage);
+    CHECK(quota_charged(&w->quota) >= usage.charged_bytes);
+    return quota_charged(&w->quota) - usage.charged_bytes;
+}
+
+/* The file is closed while nobody can tell what it takes. */
+static void close_without_stat(struct world *w)
+{
+    fail_stat = true;
+    close_file(w);
+    fail_stat = false;
+    check_du(w);
+}
+
+static void a_failed_truncation_of_a_dense_file_leaves_nothing_charged(void)
+{
+    struct world *w = world_new(64 * KIB, COMPRESS_NONE);
+
+    make_value(w, 700000, false, false);
+    open_file(w);
+    fail_truncate = true;
+    CHECK_EQ(content_truncate(w->c, 123456), -EIO);
+    fail_truncate = false;
+    close_without_stat(w);
+    CHECK_EQ(charged_beyond_the_store(w), 0);
+    open_file(w);
+    check_all(w);
+    world_free(w);
+}
+
+/* All it may have become larger by is the block that its new end lies in, and the extent blocks above that. */
+static void a_failed_truncation_of_a_sparse_file_leaves_one_block_charged(void)
+{
+    struct world *w = world_new(64 * KIB, COMPRESS_NONE);
+
+    make_value(w, 700000, false, false);
+    open_file(w);
+    CHECK_OK(do_truncate(w, 2 * MIB));
+    CHECK_OK(try_commit(w, true, false));
+    fail_truncate = true;
+    CHECK_EQ(content_truncate(w->c, MIB + 1), -EIO);
+    fail_truncate = false;
+    close_without_stat(w);
+    CHECK(charged_beyond_the_store(w) <= 8 * KIB);
+    w->faults = true; /* until the next mount */
+    open_file(w);
+    check_all(w);
+    world_free(w);
+}
+
+/* The blocks of an allocation that nobody could look at count as there when more is asked for. */
+static void an_allocation_nobody_saw_is_not_reserved_over(void)
+{
+    struct world *w = world_new(64 * KIB, COMPRESS_NONE);
+
+    make_value(w, 700000, false, false);
+    open_file(w);
+    CHECK_OK(do_truncate(w, 3 * MIB));
+    CHECK_OK(try_commit(w, true, false));
+    fail_stat = true;
+    CHECK_OK(do_allocate(w, 0, MIB, MIB));
+    fail_stat = false;
+    CHECK_OK(do_allocate(w, 0, 2 * MIB, MIB));
+    check_du(w);
+    check_all(w);
+    world_free(w);
+}
+
 static void a_lent_descriptor_outlives_its_value(void)
 {
     struct world *w = world_new(64 * KIB, COMPRESS_NONE);
@@ -926,6 +1010,9 @@ int main(void)
     RUN(a_database_that_syncs_often_gets_a_file);
     RUN(a_sparse_file_stays_sparse);
     RUN(a_failed_sync_fails_the_commit_for_good);
+    RUN(a_failed_truncation_of_a_dense_file_leaves_nothing_charged);
+    RUN(a_failed_truncation_of_a_sparse_file_leaves_one_block_charged);
+    RUN(an_allocation_nobody_saw_is_not_reserved_over);
     RUN(a_lent_descriptor_outlives_its_value);
     RUN(an_orphan_releases_everything);
     RUN(a_damaged_segment_value_is_doubted);
