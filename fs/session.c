@@ -262,12 +262,14 @@ static int session_prove(struct session *s)
         session_sleep_ms(10);
     }
     if (s->io_uring_asked && !atomic_load(&s->fs.uring_seen)) {
-        s->fs.io_uring.reason =
-            "libfuse could not set up its rings (memory or descriptor limits); -d tells more";
+        s->fs.io_uring.reason = "its rings could not be set up (memory or descriptor limits, or the kernel's "
+                                "switch turned off while mounting); -d tells more";
         if (s->fs.opts->io_uring == TRI_ON) {
             (void)session_fail("option io_uring=on", s->fs.io_uring.reason);
             return -ENOTSUP;
         }
+        log_line(LARDER_LOG_WARNING, "event=no_io_uring reason=\"%s\" consequence=\"served over /dev/fuse\"",
+                 s->fs.io_uring.reason);
     }
     if (s->fs.opts->passthrough == TRI_ON && !s->fs.passthrough.active) {
         (void)session_fail("option passthrough=on", s->fs.passthrough.reason);
@@ -401,6 +403,18 @@ static int session_open_engine(struct session *s)
     return 0;
 }
 
+/* What libfuse calls an error, and is none of this daemon's. ECONNABORTED: the mount was taken away by force while a thread
+ * was taking a request; a moment later it would have been ENODEV, which libfuse knows. EOPNOTSUPP: the kernel's switch was
+ * turned off between the agreement and the rings; kept by libfuse for the end, all was served over /dev/fuse. */
+static int session_loop_result(const struct session *s, int r)
+{
+    if (r == -ECONNABORTED)
+        return 0;
+    if (r == -EOPNOTSUPP && !atomic_load(&s->fs.uring_seen))
+        return 0;
+    return r;
+}
+
 static int session_loop(struct session *s)
 {
     struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -415,7 +429,7 @@ static int session_loop(struct session *s)
     }
     r = fuse_session_loop_mt(s->fs.session, config);
     fuse_loop_cfg_destroy(config);
-    return r;
+    return session_loop_result(s, r);
 }
 
 static void session_set_signals(void)

@@ -3,6 +3,7 @@
 Method: dead mounts are made busy, by root and by an ordinary user, before they are cleared; SIGSTOP makes a mount silent;
 the commands of the systemd units are run as systemd would."""
 
+import errno
 import os
 import pwd
 import signal
@@ -170,6 +171,111 @@ def test_commands_do_not_wait_for_a_mount_that_does_not_answer(site, mount):
     finally:
         os.kill(m.pid, signal.SIGCONT)
     assert is_mounted(m.mnt)
+
+
+def write_until_it_fails(directory, name, ready_fd):
+    """Writes values under new names in this very mount until it fails; (how many were closed, the errno)."""
+    folder = os.open(directory, os.O_RDONLY)  # a path would lead to the bare mount point as soon as the mount is off
+    done = 0
+    try:
+        while True:
+            fd = os.open(f"{name}-{done}", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=folder)
+            try:
+                os.write(fd, f"{name} {done} ".encode() * 500)
+            finally:
+                os.close(fd)
+            done += 1
+            if done == 50:
+                os.write(ready_fd, b"r")
+    except OSError as error:
+        return done, error.errno
+
+
+def start_writers(m, count):
+    """Clients that are all at work when this returns."""
+    read_fd, write_fd = os.pipe()
+    clients = [Child(write_until_it_fails, m.mnt, f"c{i}", write_fd) for i in range(count)]
+    os.close(write_fd)
+    for _ in clients:
+        assert os.read(read_fd, 1) == b"r"
+    os.close(read_fd)
+    return clients
+
+
+@pytest.mark.parametrize("transport", ["dev_fuse", "io_uring"])
+def test_umount_by_force_while_clients_write(mount, offer_uring, transport):
+    """umount -f ends every request with an error, and the daemon in order; what was closed before is there, and who
+    comes later finds the bare mount point."""
+    if transport == "io_uring":
+        offer_uring()
+    m = mount(io_uring="off" if transport == "dev_fuse" else "on")
+    clients = start_writers(m, 3)
+    assert fails_with(sysx.umount, m.mnt, sysx.MNT_FORCE) == errno.EBUSY  # the connection was ended all the same
+    results = [client.result(10) for client in clients]
+    assert {error for _, error in results} <= GONE
+    assert m.process.wait(Deadline(20).seconds) == 0
+    m.process = None
+    assert not is_mounted(m.mnt)
+    assert os.listdir(m.mnt) == []
+    m.start()
+    for i, (done, _) in enumerate(results):
+        for number in range(done):
+            assert m.read(f"c{i}-{number}") == f"c{i} {number} ".encode() * 500
+
+
+@pytest.fixture
+def moment(site, build_dir):
+    """moment(name): what tests/fs/fuse_moments.c makes happen to the daemons of this test."""
+    def moment(name):
+        site.environment["LD_PRELOAD"] = os.path.join(build_dir, "tests", "fuse_moments.so")
+        site.environment["LARDER_TEST_MOMENT"] = name
+        site.environment["ASAN_OPTIONS"] += ":verify_asan_link_order=0"
+    return moment
+
+
+@pytest.fixture
+def offer_uring(lacking):
+    """offer_uring(): from now on the kernel offers io_uring to those who mount, as it was when the test is over."""
+    path = "/sys/module/fuse/parameters/enable_uring"
+    before = []
+
+    def offer():
+        if not os.path.exists(path):
+            lacking("no FUSE over io_uring in this kernel")
+        with open(path, "r+") as f:
+            before.append(f.read())
+            f.write("Y")
+    yield offer
+    for value in before:
+        with open(path, "w") as f:
+            f.write(value)
+
+
+def test_a_mount_taken_away_while_a_request_is_taken_is_no_failure(mount, moment):
+    """umount -f met in between: the thread reads ECONNABORTED, where others read ENODEV."""
+    moment("abort")
+    m = mount(io_uring="off")
+    m.write("k", b"v")
+    sysx.umount(m.mnt, sysx.MNT_FORCE)
+    assert m.process.wait(Deadline(20).seconds) == 0, m.log()
+    m.process = None
+    assert "reading device" in m.log()  # the moment came
+
+
+def test_rings_refused_after_they_were_agreed_on(mount, moment, offer_uring):
+    """enable_uring goes off between FUSE_INIT and the set-up of the rings: /dev/fuse serves, and is said to."""
+    offer_uring()
+    moment("uring_off")
+    m = mount(io_uring="auto")
+    m.allow("event=no_io_uring")
+    m.write("k", b"v" * 5000)
+    eventually(lambda: "event=mounted" in m.log())
+    assert "io_uring=off" in m.log()
+    assert m.log().count("event=no_io_uring") == 1
+    state = next(line for line in m.read(".larder", "config").decode().splitlines() if line.startswith("io_uring_active"))
+    assert state.startswith("io_uring_active off") and "rings" in state
+    m.restart()
+    assert m.read("k") == b"v" * 5000
 
 
 # ---- the unit of packaging/ ----
