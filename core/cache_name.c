@@ -73,11 +73,21 @@ static int aftermath_settle(struct larder *l, const struct aftermath *a)
     return r;
 }
 
+/* A name came or went: the node may be under other policies now. */
+static void names_changed(struct larder *l, struct node *n)
+{
+    if (l->policy_dirs == 0)
+        return;
+    evict_unhold(&l->evict, l->tree, n); /* what was pinned may be evicted again */
+    cache_arm(l, n);
+}
+
 /* The last name may be gone: then the node leaves everything but its open files and the kernel's references. */
 static void after_unlink(struct larder *l, struct node *n, struct aftermath *a)
 {
     n->ctime_ns = cache_wall(l);
     if (n->first_dentry) {
+        names_changed(l, n);
         if (!(n->flags & NODE_NEW))
             log_node(l, n);
         return;
@@ -451,6 +461,8 @@ static int link_locked(struct larder *l, struct node *n, uint64_t parent, const 
     n->ctime_ns = cache_wall(l);
     if (nameless)
         node_linked(l, n);
+    else
+        names_changed(l, n);
     if (!(n->flags & NODE_NEW)) {
         log_node(l, n);
         log_name(l, d);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Which policy counts for a file with several names, before and after a restart. */
+/* Which policy counts for a file with several names: as names come and go, and after a restart. */
 #include <errno.h>
 #include <fcntl.h>
 
@@ -7,10 +7,12 @@
 #include "check.h"
 #include "memdisk.h"
 
+static uint64_t now_ns;
+
 static uint64_t test_mono(void *ctx)
 {
     (void)ctx;
-    return 1000 * NS_PER_S;
+    return now_ns;
 }
 
 static const struct clock_ops test_clock = {.mono_ns = test_mono, .wall_ns = test_mono};
@@ -24,6 +26,7 @@ static struct larder *open_on(struct memdisk *d)
     struct larder_options opts;
     struct larder *l;
 
+    now_ns = 1000 * NS_PER_S;
     larder_options_init(&opts);
     opts.quota_bytes = 16 * MIB;
     if (cache_open_on(&host, "memory", &opts, NULL, &l, &err) < 0)
@@ -87,8 +90,49 @@ static void a_restart_leaves_a_file_with_two_names_under_its_policy(void)
     memdisk_free(d);
 }
 
+static unsigned count_swept_at(struct larder *l, uint64_t age_s)
+{
+    now_ns = (1000 + age_s) * NS_PER_S;
+    (void)cache_expire_due(l);
+    return (unsigned)atomic_load(&l->counters.expired_ttl);
+}
+
+/* Nobody looked when it would be over: hidden from every lookup it kept its room until somebody asked for it. */
+static void a_link_into_a_directory_with_a_ttl_is_swept_in_time(void)
+{
+    struct memdisk *d = memdisk_new();
+    struct larder *l = open_on(d);
+    uint64_t first = make_dir(l, "first", "none"), second = make_dir(l, "second", "1h"), file;
+    struct larder_attr attr;
+
+    file = make_file(l, first, "file");
+    CHECK_OK(larder_link(l, file, second, "link", 4, &attr));
+    CHECK_EQ(count_swept_at(l, 3500), 0);
+    CHECK_EQ(count_swept_at(l, 3700), 1);
+    CHECK_OK(larder_close(l));
+    memdisk_free(d);
+}
+
+static void a_file_that_loses_its_longer_ttl_with_a_name_is_swept_in_time(void)
+{
+    struct memdisk *d = memdisk_new();
+    struct larder *l = open_on(d);
+    uint64_t first = make_dir(l, "first", "1h"), second = make_dir(l, "second", "none"), file;
+    struct larder_attr attr;
+
+    file = make_file(l, second, "file");
+    CHECK_OK(larder_link(l, file, first, "link", 4, &attr));
+    CHECK_OK(larder_unlink(l, second, "file", 4));
+    CHECK_EQ(count_swept_at(l, 3500), 0);
+    CHECK_EQ(count_swept_at(l, 3700), 1);
+    CHECK_OK(larder_close(l));
+    memdisk_free(d);
+}
+
 int main(void)
 {
     RUN(a_restart_leaves_a_file_with_two_names_under_its_policy);
+    RUN(a_file_that_loses_its_longer_ttl_with_a_name_is_swept_in_time);
+    RUN(a_link_into_a_directory_with_a_ttl_is_swept_in_time);
     return 0;
 }
