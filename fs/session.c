@@ -268,7 +268,7 @@ static int session_prove(struct session *s)
             (void)session_fail("option io_uring=on", s->fs.io_uring.reason);
             return -ENOTSUP;
         }
-        log_line(LARDER_LOG_WARNING, "event=no_io_uring reason=\"%s\" consequence=\"served over /dev/fuse\"",
+        log_line(LARDER_LOG_INFO, "event=no_io_uring reason=\"%s\" consequence=\"served over /dev/fuse\"",
                  s->fs.io_uring.reason);
     }
     if (s->fs.opts->passthrough == TRI_ON && !s->fs.passthrough.active) {

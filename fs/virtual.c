@@ -266,10 +266,12 @@ static void virtual_add_metrics(const struct larder_stats *s, struct text *t)
 static void virtual_add_config(struct fs *fs, struct text *t)
 {
     const char *name, *value, *source;
+    bool uring = atomic_load(&fs->uring_seen);
 
     for (unsigned i = 0; options_row(fs->opts, i, &name, &value, &source); i++)
         text_add(t, "%s %s %s\n", name, value, source);
-    text_add(t, "io_uring_active %s %s\n", atomic_load(&fs->uring_seen) ? "on" : "off", fs->io_uring.reason);
+    text_add(t, "io_uring_active %s %s\n", uring ? "on" : "off",
+             uring ? "enabled in kernel and libfuse" : fs->io_uring.reason); /* rings may come late */
     text_add(t, "passthrough_active %s %s\n", fs->passthrough.active ? "on" : "off", fs->passthrough.reason);
     for (int i = 0; i < CONFINE_MEASURES; i++)
         text_add(t, "%s_active %s %s\n", confine_name((enum confine_measure)i),

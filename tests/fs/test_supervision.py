@@ -267,7 +267,6 @@ def test_rings_refused_after_they_were_agreed_on(mount, moment, offer_uring):
     offer_uring()
     moment("uring_off")
     m = mount(io_uring="auto")
-    m.allow("event=no_io_uring")
     m.write("k", b"v" * 5000)
     eventually(lambda: "event=mounted" in m.log())
     assert "io_uring=off" in m.log()
