@@ -67,8 +67,7 @@ void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr 
     }
 }
 
-/* Past its deadline, or evicted: as good as gone for all but those who have it open. */
-static bool is_stale(const struct larder *l, const struct node *n)
+bool cache_is_stale(const struct larder *l, const struct node *n)
 {
     if (n->flags & (NODE_OPEN | NODE_NEW))
         return false;
@@ -82,7 +81,7 @@ int larder_getattr(struct larder *l, uint64_t id, struct larder_attr *ret_attr)
 
     lock_take(&l->lock);
     n = tree_node(l->tree, id);
-    if (!n || is_stale(l, n))
+    if (!n || cache_is_stale(l, n))
         r = -ESTALE;
     else
         cache_fill_attr(l, n, ret_attr);

@@ -444,8 +444,8 @@ static int link_locked(struct larder *l, struct node *n, uint64_t parent, const 
 
     if (r < 0)
         return r;
-    if (n->flags & NODE_EVICTED && !(n->flags & NODE_OPEN))
-        return -ENOENT; /* it left after the kernel had looked it up, and its value is given up */
+    if (cache_is_stale(l, n))
+        return -ESTALE; /* it left after the kernel had looked it up, and its value is given up */
     d = tree_find(l->tree, node_slot(l->tree, dir), name, name_bytes);
     if (d && (tree_slot(l->tree, d->node) == n || !drop_if_expired(l, tree_slot(l->tree, d->node), a)))
         return -EEXIST;

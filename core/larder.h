@@ -8,9 +8,9 @@
  * All functions return 0 (or what they say) or -errno, may be called from any thread, and may wait for
  * memory work of others; the ones marked [waits] may also wait for the device or for eviction, and belong on a
  * thread that may.
- * -ESTALE: the node is gone for good; larder_open_file and larder_getattr also say so of one that was evicted or has
- * expired and that nobody has open, so that a caller with an old name in its cache looks it up again. Permissions are the caller's business (FUSE: default_permissions);
- * larder does what permission bits cannot: sticky inheritance of setgid, clearing of setuid bits, reserved names.
+ * -ESTALE: the node is gone for good; larder_open_file, larder_getattr and larder_link also say so of one that was evicted
+ * or has expired and that nobody has open, so that a caller with an old name in its cache looks it up again. Permissions
+ * are the caller's business (FUSE: default_permissions); larder does what permission bits cannot: sticky inheritance of setgid, clearing of setuid bits, reserved names.
  *
  * Lookup references: every call that hands out an attr for a name (lookup, mknod, mkdir, symlink, link,
  * create, readdir's entries that were taken) adds one to the node; larder_forget takes them back. A node
