@@ -122,6 +122,9 @@ class Client:
             if self.loses or node.get("maybe_gone") or (due and now >= due[0]):
                 self.state.forget(inode, may_return=self.loses)
                 excused = True
+        if not excused and not self.served():  # who was to tell the kernel is dead, and what it remembers stays
+            self.dead = True
+            return None
         here = [(self.state.path(place), os.path.lexists(self.state.path(place))) for place in self.using]
         return None if excused else f"client {self.number}: {error!r} of {error.filename} {error.filename2}: lost while the " \
             f"daemon ran; {here}"
@@ -648,6 +651,9 @@ class Client:
             raise FileNotFoundError(errno.ENOENT, "db")
         elif self.served() and not self.full_ok:
             raise Wrong(f"a client that mapped db ended with wait status {status:#x}")
+        elif self.served():  # its pages show what was refused, as long as the kernel keeps them
+            self.pending = {inode: self.state.nodes[inode]}, {}
+            raise OSError(errno.ENOSPC, f"a mapped write was refused: wait status {status:#x}", "db")
 
     def map_and_write(self, count, writes):
         pid = os.fork()

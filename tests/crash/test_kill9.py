@@ -2,13 +2,16 @@
 """Goal: C2. What was closed, renamed, removed or set when the daemon is killed is exactly so after the remount.
 Method: crash/kill9.py for a few rounds of each mode; run it by hand for thousands."""
 
+import errno
 import os
+import random
 import sys
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from harness.errors import raises  # noqa: E402
 from kill9 import MODES, URING_PARAMETER, Campaign, OfferUring  # noqa: E402
 from load import Client, prepare  # noqa: E402
 from oracle import State, new_file, reconcile  # noqa: E402
@@ -77,3 +80,43 @@ def test_the_verification_notices_what_is_wrong(workdir, damage, expected):
     lay_out(client.folder(workdir), client, damage)
     state, wrong = reconcile(0, [("before", known())], client.folder(workdir), False)
     assert (expected is None and state is not None) or expected in wrong
+
+
+def test_a_name_that_only_the_kernel_remembers_is_no_loss(mount, monkeypatch):
+    """The daemon that would have told it is killed while the client looks: the dead mount still answers stat(2)."""
+    m = mount()
+    client = Client(0, loses=True)
+    prepare(client, m.mnt)
+    client.state = known()
+    client.using = [(0, "k1")]
+    monkeypatch.chdir(client.folder(m.mnt))
+    lay_out(".", client, os.stat)
+
+    def daemon_dies(_):
+        m.kill(clear=False)
+        assert os.path.lexists("k1")
+        return False
+    monkeypatch.setattr(client, "is_gone", daemon_dies)
+    assert client.miss(FileNotFoundError(2, "evicted", "k1")) is None
+    assert client.dead
+    os.chdir("/")
+    m.clear()
+
+
+def test_after_a_refused_mapped_write_nothing_is_taken_for_granted(workdir, monkeypatch):
+    """The pages show what the disk had no room for: the next write that succeeds says nothing of them."""
+    client = Client(0, full_ok=True)
+    client.rng = random.Random(1)
+    prepare(client, workdir)
+    monkeypatch.chdir(client.folder(workdir))
+
+    def full(count, writes):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(errno.ENOSPC)
+        return pid
+    monkeypatch.setattr(client, "map_and_write", full)
+    with raises(errno.ENOSPC):
+        client.do_mapped()
+    assert client.refused() is None
+    assert (0, "db") not in client.state.names and not os.path.exists("db")
