@@ -492,8 +492,11 @@ static void note_change(struct open_node *on, bool kill_priv)
     lock_take(&l->lock);
     n = tree_node(l->tree, on->id);
     n->mtime_ns = n->ctime_ns = cache_wall(l);
-    if (kill_priv)
+    if (kill_priv && (n->mode & (S_ISUID | S_ISGID))) {
         node_clear_priv(n);
+        if (l->callbacks.node_changed) /* who wrote beside its cache was not told the mode */
+            l->callbacks.node_changed(l->callbacks.ctx, on->id, false);
+    }
     lock_give(&l->lock);
 }
 

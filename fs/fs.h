@@ -80,6 +80,7 @@ struct fs {
     uint32_t proto_minor;           /* (c) after INIT; of the kernel */
     bool kill_priv_by_us;           /* (c) after INIT; HANDLE_KILLPRIV_V2 was agreed */
     bool kill_priv_relayed;         /* (c) libfuse tells who lacks CAP_FSETID */
+    bool direct_writes;             /* (c) after INIT; what is opened for writing alone may be HANDLE_DIRECT */
     _Atomic bool agreed;            /* (a) INIT is done: publishes the fields above */
     _Atomic bool uring_seen;        /* (a) a request came over io_uring */
     _Atomic bool stopping;          /* (a) an orderly stop began; nothing goes to a worker any more */

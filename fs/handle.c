@@ -20,7 +20,8 @@ static LIST_HEAD(, handle) handle_all = LIST_HEAD_INITIALIZER(handle_all); /* (g
 struct handle_node {
     struct handle_node *next;
     uint64_t node;
-    uint32_t cached, backed; /* opens; backed counts MIXED too. One of the two is 0. */
+    uint32_t cached, backed, direct; /* opens; backed counts MIXED too. Two of the three are 0. */
+    bool shared;                     /* several direct opens at a time, since the first */
     int32_t backing_id;      /* 0: none */
     dev_t backing_dev;
     ino_t backing_ino;
@@ -154,7 +155,7 @@ bool handle_may_be_backed(struct handles *hs, uint64_t node)
 
     (void)pthread_mutex_lock(&b->lock);
     e = handle_find_locked(b, node);
-    may = !e || e->cached == 0;
+    may = !e || (e->cached == 0 && e->direct == 0);
     (void)pthread_mutex_unlock(&b->lock);
     return may;
 }
@@ -181,7 +182,7 @@ static void handle_remove_unused_locked(struct handle_bucket *b, uint64_t node)
 
         if (e->node != node)
             continue;
-        if (e->cached == 0 && e->backed == 0) {
+        if (e->cached == 0 && e->backed == 0 && e->direct == 0) {
             *at = e->next;
             free(e);
         }
@@ -190,12 +191,11 @@ static void handle_remove_unused_locked(struct handle_bucket *b, uint64_t node)
 }
 
 #if HAVE_FUSE_PASSTHROUGH
-static enum handle_mode handle_choose_locked(fuse_req_t req, struct handle_node *e, int backing_fd)
+/* Of a node without cached and direct opens. */
+static enum handle_mode handle_choose_backed_locked(fuse_req_t req, struct handle_node *e, int backing_fd)
 {
     struct stat st;
 
-    if (e->cached > 0)
-        return HANDLE_CACHED;
     if (e->backed > 0) {
         bool same =
             backing_fd >= 0 && fstat(backing_fd, &st) == 0 && st.st_dev == e->backing_dev &&
@@ -212,7 +212,7 @@ static enum handle_mode handle_choose_locked(fuse_req_t req, struct handle_node 
     return HANDLE_BACKED;
 }
 #else
-static enum handle_mode handle_choose_locked(fuse_req_t req, struct handle_node *e, int backing_fd)
+static enum handle_mode handle_choose_backed_locked(fuse_req_t req, struct handle_node *e, int backing_fd)
 {
     (void)req;
     (void)e;
@@ -220,6 +220,27 @@ static enum handle_mode handle_choose_locked(fuse_req_t req, struct handle_node 
     return HANDLE_CACHED;
 }
 #endif
+
+static enum handle_mode handle_choose_locked(fuse_req_t req, struct handle_node *e, const struct handle *h, int backing_fd)
+{
+    if (e->cached > 0)
+        return HANDLE_CACHED;
+    if (e->direct > 0 || (e->backed == 0 && h->write_only))
+        return HANDLE_DIRECT;
+    return handle_choose_backed_locked(req, e, backing_fd);
+}
+
+static uint32_t *handle_count(struct handle_node *e, enum handle_mode mode)
+{
+    switch (mode) {
+    case HANDLE_CACHED:
+        return &e->cached;
+    case HANDLE_DIRECT:
+        return &e->direct;
+    default:
+        return &e->backed;
+    }
+}
 
 int handle_enter(struct fs *fs, fuse_req_t req, struct handle *h, int backing_fd, struct fuse_file_info *fi)
 {
@@ -229,13 +250,11 @@ int handle_enter(struct fs *fs, fuse_req_t req, struct handle *h, int backing_fd
     (void)pthread_mutex_lock(&b->lock);
     e = handle_find_or_add_locked(b, h->node);
     if (e) {
-        h->mode = handle_choose_locked(req, e, backing_fd);
-        if (h->mode == HANDLE_CACHED)
-            e->cached++;
-        else
-            e->backed++;
+        h->mode = handle_choose_locked(req, e, h, backing_fd);
+        ++*handle_count(e, h->mode);
+        e->shared |= e->direct > 1;
 #if HAVE_FUSE_PASSTHROUGH
-        fi->backing_id = h->mode == HANDLE_CACHED ? 0 : e->backing_id;
+        fi->backing_id = e->backed > 0 ? e->backing_id : 0;
 #endif
     }
     (void)pthread_mutex_unlock(&b->lock);
@@ -243,32 +262,30 @@ int handle_enter(struct fs *fs, fuse_req_t req, struct handle *h, int backing_fd
         return -ENOMEM;
     fi->fh = (uintptr_t)h;
     fi->keep_cache = h->mode == HANDLE_CACHED;
-    fi->direct_io = h->mode == HANDLE_MIXED;
+    fi->direct_io = h->mode == HANDLE_MIXED || h->mode == HANDLE_DIRECT;
     fi->noflush = !h->writable; /* nothing to commit */
     return 0;
 }
 
-void handle_leave(struct fs *fs, fuse_req_t req, struct handle *h)
+bool handle_leave(struct fs *fs, fuse_req_t req, struct handle *h)
 {
     struct handle_bucket *b = handle_bucket(fs->handles, h->node);
     struct handle_node *e;
+    bool stale;
 
     (void)pthread_mutex_lock(&b->lock);
     e = handle_find_locked(b, h->node);
     assert(e);
-    if (h->mode == HANDLE_CACHED) {
-        assert(e->cached > 0);
-        e->cached--;
-    } else {
-        assert(e->backed > 0);
-        e->backed--;
-    }
+    assert(*handle_count(e, h->mode) > 0);
+    --*handle_count(e, h->mode);
+    stale = h->writable && (h->mode == HANDLE_MIXED || (h->mode == HANDLE_DIRECT && e->shared));
 #if HAVE_FUSE_PASSTHROUGH
-    if (h->mode != HANDLE_CACHED && e->backed == 0)
+    if ((h->mode == HANDLE_BACKED || h->mode == HANDLE_MIXED) && e->backed == 0)
         (void)fuse_passthrough_close(req, e->backing_id); /* keeps H1; libfuse logs a failure */
 #else
     (void)req;
 #endif
     handle_remove_unused_locked(b, h->node);
     (void)pthread_mutex_unlock(&b->lock);
+    return stale;
 }

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include "fs/handle.h"
 #include "fs/options.h"
@@ -108,6 +109,19 @@ static void ops_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_da
     for (size_t i = 0; i < count; i++)
         ops_forget_one(c.fs, forgets[i].ino, forgets[i].nlookup);
     reply_none(&c);
+}
+
+/* Comes only where the kernel does not check permissions (session.c), so from root, who may do anything but execute what
+ * nobody may. */
+static void ops_access(fuse_req_t req, fuse_ino_t ino, int mask)
+{
+    struct call c = call_begin(req, LARDER_OP_OTHER);
+    struct larder_attr attr = {.mode = virtual_kind_of(ino) == VIRTUAL_DIRECTORY ? S_IFDIR : S_IFREG};
+    int r = virtual_kind_of(ino) == VIRTUAL_NONE ? larder_getattr(c.fs->larder, ino, &attr) : 0;
+
+    if (r == 0 && (mask & X_OK) && !S_ISDIR(attr.mode) && !(attr.mode & (S_IXUSR | S_IXGRP | S_IXOTH)))
+        r = -EACCES;
+    reply_error(&c, r);
 }
 
 static void ops_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -476,6 +490,7 @@ const struct fuse_lowlevel_ops ops_table = {
     .lookup = ops_lookup,
     .forget = ops_forget,
     .forget_multi = ops_forget_multi,
+    .access = ops_access,
     .getattr = ops_getattr,
     .setattr = ops_setattr,
     .readlink = ops_readlink,

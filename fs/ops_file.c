@@ -46,6 +46,13 @@ static bool ops_is_writable(int flags)
     return (flags & O_ACCMODE) != O_RDONLY;
 }
 
+/* What handle.h wants to know of an open file of that mode before it is entered. */
+static void ops_set_access(const struct fs *fs, struct handle *h, int flags, mode_t mode)
+{
+    h->writable = ops_is_writable(flags);
+    h->write_only = fs->direct_writes && (flags & O_ACCMODE) == O_WRONLY && !(mode & (S_ISUID | S_ISGID));
+}
+
 /* Whether the setuid and setgid bits have to go because of who writes. libfuse before 3.18.3 does not
  * relay what the kernel says; then whoever is not root counts as one without CAP_FSETID. */
 static bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info *fi)
@@ -90,15 +97,18 @@ static void ops_kill_priv_of_open(const struct call *c, struct handle *h, const 
 static int ops_open_stored(const struct call *c, uint64_t ino, struct fuse_file_info *fi,
                            struct handle **ret_handle)
 {
+    struct larder_attr attr;
     struct handle *h;
     int r = handle_new(ino, &h);
 
     if (r < 0)
         return r;
-    h->writable = ops_is_writable(fi->flags);
     r = larder_open_file(c->fs->larder, ino, fi->flags, &h->file);
+    if (r == 0)
+        r = ops_is_writable(fi->flags) ? larder_getattr(c->fs->larder, ino, &attr) : 0;
     if (r < 0)
         goto fail;
+    ops_set_access(c->fs, h, fi->flags, ops_is_writable(fi->flags) ? attr.mode : 0);
     r = handle_enter(c->fs, c->req, h, ops_backing_fd(c->fs, h), fi);
     if (r < 0)
         goto fail;
@@ -115,7 +125,7 @@ fail:
 
 static void ops_close_stored(const struct call *c, struct handle *h)
 {
-    handle_leave(c->fs, c->req, h);
+    (void)handle_leave(c->fs, c->req, h); /* it has not written */
     handle_free(h);
 }
 
@@ -199,13 +209,13 @@ static void ops_create_any(const struct call *c, uint64_t parent, const char *na
 
     if (r < 0)
         goto fail;
-    h->writable = ops_is_writable(fi->flags);
     r = name ? larder_create(c->fs->larder, parent, name, strlen(name), mode, fi->flags, &cred, &attr,
                              &h->file)
              : larder_tmpfile(c->fs->larder, parent, mode, fi->flags, &cred, &attr, &h->file);
     if (r < 0)
         goto fail_handle;
     h->node = attr.ino;
+    ops_set_access(c->fs, h, fi->flags, attr.mode);
     r = handle_enter(c->fs, c->req, h, -1, fi);
     if (r < 0) {
         larder_forget(c->fs->larder, attr.ino, 1);
@@ -322,19 +332,40 @@ void ops_read(fuse_req_t req, fuse_ino_t ino, size_t bytes, off_t offset, struct
         ops_file_defer(&j, ops_read_run);
 }
 
+static void ops_write_sync_run(struct worker_job *job)
+{
+    _cleanup_free_ struct ops_file_job *j = (struct ops_file_job *)job;
+    int r = larder_fsync(j->handle->file, j->mode != 0);
+
+    if (r < 0)
+        reply_error(&j->c, r);
+    else
+        reply_written(&j->c, j->bytes);
+}
+
+/* After a write beside its cache the kernel does not send FSYNC by itself; O_SYNC contains O_DSYNC. */
+static bool ops_write_must_sync(const struct handle *h, const struct fuse_file_info *fi)
+{
+    return (h->mode == HANDLE_DIRECT || h->mode == HANDLE_MIXED) && (fi->flags & O_DSYNC) && !fi->writepage;
+}
+
 void ops_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t bytes, off_t offset,
                struct fuse_file_info *fi)
 {
-    struct call c = call_begin(req, LARDER_OP_WRITE);
-    struct handle *h = handle_from(fi);
-    int r =
-        h->file ? larder_write(h->file, buf, bytes, (uint64_t)offset, ops_must_kill_priv(&c, fi)) : -EBADF;
+    struct ops_file_job j = {.c = call_begin(req, LARDER_OP_WRITE),
+                             .ino = ino,
+                             .handle = handle_from(fi),
+                             .bytes = bytes,
+                             .mode = (fi->flags & O_SYNC) != O_SYNC};
+    struct larder_file *f = j.handle->file;
+    int r = f ? larder_write(f, buf, bytes, (uint64_t)offset, ops_must_kill_priv(&j.c, fi)) : -EBADF;
 
-    (void)ino;
     if (r < 0)
-        reply_error(&c, r);
+        reply_error(&j.c, r);
+    else if (ops_write_must_sync(j.handle, fi))
+        ops_file_defer(&j, ops_write_sync_run);
     else
-        reply_written(&c, bytes);
+        reply_written(&j.c, bytes);
 }
 
 static void ops_flush_run(struct worker_job *job)
@@ -366,9 +397,8 @@ static void ops_release_run(struct worker_job *job)
     if (r < 0)
         larder_count_error(j->c.fs->larder, r); /* nobody waits for the answer */
     if (h->file) {
-        if (h->mode == HANDLE_MIXED && h->writable)
-            notify_node_changed(j->c.fs, h->node, true); /* pages cached before it are stale */
-        handle_leave(j->c.fs, j->c.req, h);
+        if (handle_leave(j->c.fs, j->c.req, h))
+            notify_node_changed(j->c.fs, h->node, true);
     }
     handle_free(h);
     reply_error(&j->c, 0);
@@ -382,8 +412,8 @@ void ops_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     if (!j) {
         struct handle *h = handle_from(fi);
 
-        if (h->file)
-            handle_leave(c.fs, req, h);
+        if (h->file && handle_leave(c.fs, req, h))
+            notify_node_changed(c.fs, h->node, true);
         handle_free(h);
         reply_error(&c, 0);
         return;

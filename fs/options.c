@@ -266,6 +266,13 @@ static int options_set_allow_root(struct fs_options *o, const char *value)
     return 0;
 }
 
+static int options_set_default_permissions(struct fs_options *o, const char *value)
+{
+    (void)value;
+    o->default_permissions = true;
+    return 0;
+}
+
 static int options_set_nonempty(struct fs_options *o, const char *value)
 {
     (void)value;
@@ -315,6 +322,8 @@ static const struct options_spec options_specs[] = {
     {"allow_other", NULL, NULL, "off", "other users may use the mount, by its permission bits",
      options_set_allow_other},
     {"allow_root", NULL, NULL, "off", "root may use the mount as well", options_set_allow_root},
+    {"default_permissions", NULL, NULL, "off",
+     "the kernel checks permission bits also in a mount that only root may enter", options_set_default_permissions},
     {"nonempty", NULL, NULL, "off", "mount over a directory that is not empty", options_set_nonempty},
 };
 _Static_assert(ARRAY_COUNT(options_specs) <= OPTIONS_ROWS_MAX, "fs_options.given has a place for each");
@@ -336,8 +345,8 @@ static const char *const options_dropped[] = {
     "relatime",  "norelatime", "strictatime", "nostrictatime",
     "atime",     "diratime",   "lazytime",    "nolazytime",
     "symfollow", "silent",     "loud",        "mand",
-    "nomand",    "iversion",   "noiversion",  "default_permissions",
-    "uhelper=",  "helper=",
+    "nomand",    "iversion",   "noiversion",  "uhelper=",
+    "helper=",
 };
 
 void options_init(struct fs_options *o)

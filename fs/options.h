@@ -33,7 +33,7 @@ struct fs_options {
     unsigned threads; /* 0: libfuse's choice */
     uint64_t watchdog_ns; /* 0: off */
     enum larder_log_level log_level;
-    bool allow_other, allow_root, nonempty;
+    bool allow_other, allow_root, default_permissions, nonempty;
     bool foreground, debug;
     unsigned min_free_percent; /* of the host file system; 0: min_free_bytes is it */
     char *fsname;              /* NULL: the store's path */

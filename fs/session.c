@@ -160,7 +160,8 @@ void session_init(void *userdata, struct fuse_conn_info *conn)
     session_want(conn, FUSE_CAP_ATOMIC_O_TRUNC, true);
     session_want(conn, FUSE_CAP_ASYNC_READ, true);
     session_want(conn, FUSE_CAP_CACHE_SYMLINKS, true);
-    session_want(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP, true);
+    /* Else who opens a value that is being written could not map it (Linux 6.6). */
+    fs->direct_writes = fuse_set_feature_flag(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
     session_want(conn, FUSE_CAP_DONT_MASK, false);
     session_want(conn, FUSE_CAP_POSIX_ACL, false);
     session_want(conn, FUSE_CAP_SPLICE_READ, false); /* values come and go through memory anyway */
@@ -333,6 +334,14 @@ static void *session_ready_main(void *arg)
 
 /* ---- from nothing to the loop, and back ---- */
 
+/* The kernel forgets a directory's mode with each change in it and, where it checks permissions, asks for it before the next
+ * name: two round trips of nine for a value put. A mount that only root may enter has nothing to check but what
+ * ops_access and the kernel do all the same. */
+static bool session_kernel_checks(const struct fs_options *o)
+{
+    return o->allow_other || o->allow_root || o->default_permissions || geteuid() != 0;
+}
+
 static bool session_options(const struct session *s, char **opts)
 {
     const struct fs_options *o = s->fs.opts;
@@ -343,8 +352,8 @@ static bool session_options(const struct session *s, char **opts)
         return false;
     (void)snprintf(depth, sizeof(depth), "io_uring_q_depth=%d", SESSION_URING_DEPTH);
     return fuse_opt_add_opt_escaped(opts, fsname) == 0 && fuse_opt_add_opt(opts, "subtype=larder") == 0 &&
-           fuse_opt_add_opt(opts, "default_permissions") == 0 &&
            fuse_opt_add_opt(opts, o->kernel.data + 1) == 0 &&
+           (!session_kernel_checks(o) || fuse_opt_add_opt(opts, "default_permissions") == 0) &&
            (!o->core.read_only || fuse_opt_add_opt(opts, "ro") == 0) &&
            (!o->allow_other || fuse_opt_add_opt(opts, "allow_other") == 0) &&
            (!o->allow_root || o->allow_other || fuse_opt_add_opt(opts, "allow_root") == 0) &&

@@ -114,7 +114,7 @@ static int make_parents(const struct command *command, const char *store)
 /* Does the option at arg take the next argument? */
 static bool takes_next(const char *arg)
 {
-    static const char *const flags[] = {"ro",       "rw",   "allow_other", "allow_root",
+    static const char *const flags[] = {"ro",       "rw",   "allow_other", "allow_root", "default_permissions",
                                         "nonempty", "help", "version"};
 
     if (arg[1] != '-') {
