@@ -5,6 +5,8 @@
  *
  * --force ends the connection first, so that every waiting call returns, with an error: for a daemon that is stuck. As
  * root by umount2(MNT_FORCE), else by the control file of the connection, which is its owner's, where it is mounted.
+ * Served through io_uring, a call that a stopped thread of the daemon was to take returns when that thread moves again or is
+ * killed: the kernel cannot take it back before.
  *
  * What may never happen: another file system is unmounted; "done" is said while the daemon still holds the store; this
  * command waits for a daemon that does not answer (so nothing is asked through the mount before it is known to).
@@ -202,8 +204,9 @@ static int unmount_live(const struct command *command, const struct mount_entry 
         return r;
     return tool_fail(
         command,
-        "%s: unmounted, but its daemon (pid %s) is still at work on %s after %llu s; wait for it to end",
-        m->path, daemon.pid[0] ? daemon.pid : "unknown", m->source, (unsigned long long)(timeout_ms / 1000));
+        "%s: unmounted, but its daemon (pid %s) is still at work on %s after %llu s; wait for it to end%s",
+        m->path, daemon.pid[0] ? daemon.pid : "unknown", m->source, (unsigned long long)(timeout_ms / 1000),
+        force ? ", or kill -KILL it: what was closed is kept" : "");
 }
 
 static int unmount_one(const struct command *command, const char *given, bool force, uint64_t timeout_ms)

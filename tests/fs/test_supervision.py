@@ -142,7 +142,7 @@ def waits_for_answer(pid):
 
 def test_a_mount_that_does_not_answer_is_taken_away_by_force(site, mount):
     """The daemon is stopped from outside. Neither command may wait for it for long; --force ends what waits on it."""
-    m = mount()
+    m = mount(io_uring="off")
     m.write("k", b"v")
     os.kill(m.pid, signal.SIGSTOP)
     try:
@@ -157,6 +157,28 @@ def test_a_mount_that_does_not_answer_is_taken_away_by_force(site, mount):
     finally:
         os.kill(m.pid, signal.SIGCONT)
     assert m.process.wait(20) == 0
+    m.process = None
+
+
+@pytest.mark.parametrize("sig", [signal.SIGCONT, signal.SIGKILL], ids=["goes on", "is killed"])
+def test_rings_that_do_not_answer_are_taken_away_by_force(site, mount, offer_uring, sig):
+    """The kernel ends a request that waits to be taken by a ring's thread when that thread moves again, or dies."""
+    offer_uring()
+    m = mount(io_uring="on")
+    eventually(lambda: "event=mounted" in m.log())
+    os.kill(m.pid, signal.SIGSTOP)
+    try:
+        client = Child(fails_with, os.listdir, m.mnt)
+        eventually(lambda: waits_for_answer(client.pid))
+        start = time.monotonic()
+        result = tool(site, "umount", "--force", "--timeout=0", m.mnt)
+        assert time.monotonic() - start < Deadline(5).seconds
+        assert result.returncode == 1 and "kill -KILL" in result.stderr
+        assert not is_mounted(m.mnt)
+    finally:
+        os.kill(m.pid, sig)
+    assert client.result(5) in GONE
+    assert m.process.wait(20) == (0 if sig == signal.SIGCONT else -signal.SIGKILL)
     m.process = None
 
 
