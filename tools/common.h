@@ -54,7 +54,8 @@ struct command {
 };
 
 extern const struct command command_mount, command_umount, command_stats, command_ls, command_info,
-    command_set, command_unset, command_get, command_purge, command_check, command_dump, command_doctor;
+    command_set, command_unset, command_get, command_purge, command_check, command_dump, command_doctor,
+    command_bench;
 
 /* Prints "larder NAME: ..." and returns TOOL_FAILED, or TOOL_USAGE with a hint at --help. */
 int tool_fail(const struct command *command, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -9,8 +9,9 @@
 #include "tools/common.h"
 
 static const struct command *const commands[] = {
-    &command_mount, &command_umount, &command_stats, &command_ls,    &command_info, &command_get,
-    &command_set,   &command_unset,  &command_purge, &command_check, &command_dump, &command_doctor,
+    &command_mount, &command_umount, &command_stats, &command_ls,    &command_info,
+    &command_get,   &command_set,    &command_unset, &command_purge, &command_check,
+    &command_dump,  &command_doctor, &command_bench,
 };
 
 static void print_commands(void)

@@ -4,6 +4,7 @@ Method: the `larder` of the build is run as a person or a script runs it; exit c
 
 import json
 import os
+import signal
 import subprocess
 import time
 
@@ -15,7 +16,7 @@ from harness.wait import eventually
 
 pytestmark = pytest.mark.daemon
 
-COMMANDS = ["mount", "umount", "stats", "ls", "info", "get", "set", "unset", "purge", "check", "dump", "doctor"]
+COMMANDS = ["mount", "umount", "stats", "ls", "info", "get", "set", "unset", "purge", "check", "dump", "doctor", "bench"]
 
 
 @pytest.fixture
@@ -332,3 +333,36 @@ def test_doctor(larder, mount, workdir):
     os.chmod(os.path.join(workdir, "open"), 0o777)
     result = larder("doctor", os.path.join(workdir, "open"))
     assert result.returncode == 1 and "chmod 0700" in result.stdout
+
+
+# bench
+
+def test_bench_measures_two_directories_and_leaves_them_empty(site, larder):
+    m = site.mount()
+    beside = os.path.join(site.workdir, "beside")
+    os.makedirs(beside)
+    words = ["bench", m.mnt, "--compare", beside, "--count", "20", "--rounds", "2", "--clients", "2"]
+    found = larder.json(*words, "--json")
+    assert [step["step"] for step in found["steps"]] == \
+        ["put", "get", "get again", "stat", "miss", "miss again", "put over", "unlink"]
+    assert all(step["ns"] > 0 and step["compared_ns"] > 0 and step["ratio"] > 0 for step in found["steps"])
+    assert "get again" in larder.ok(*words)
+    assert os.listdir(m.mnt) == [] and os.listdir(beside) == []
+
+
+def test_bench_interrupted_removes_its_keys(site, larder):
+    place = os.path.join(site.workdir, "place")
+    os.makedirs(place)
+    process = subprocess.Popen([site.tool, "bench", place, "--count", "1000000"], stderr=subprocess.PIPE, text=True)
+    site.processes.append(process)
+    eventually(lambda: os.listdir(place) and os.listdir(os.path.join(place, os.listdir(place)[0])), 30, "the first keys")
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and os.listdir(place) == []
+
+
+@pytest.mark.parametrize("words", [[], ["/nowhere"], ["--count", "0", "."], ["--clients", "9", "--count", "2", "."],
+                                   ["--rounds", "x", "."], [".", "."]], ids=lambda words: " ".join(words) or "nothing")
+def test_bench_refuses(larder, words):
+    result = larder("bench", *words)
+    fails(result, 1 if words == ["/nowhere"] else 2)
