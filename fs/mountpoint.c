@@ -213,7 +213,7 @@ int mountpoint_detach(const char *path, const char *device)
 }
 
 /* What a mount answers to a request that no cache can answer: 0, -errno, or -ETIMEDOUT. The request is made by a
- * child: it may never return. No other thread runs yet. */
+ * child: it may never return, and holds nothing open that somebody waits for the end of. No other thread runs yet. */
 static int mountpoint_ask(const char *path)
 {
     struct timespec step = {.tv_nsec = MOUNTPOINT_ASK_STEP_MS * 1000000};
@@ -223,8 +223,10 @@ static int mountpoint_ask(const char *path)
 
     if (pid < 0)
         return -errno;
-    if (pid == 0)
+    if (pid == 0) {
+        (void)close_range(0, ~0u, 0);
         _exit(statvfs(path, &vfs) == 0 ? 0 : errno & 0xff);
+    }
     for (unsigned waited_ms = 0; waited_ms < MOUNTPOINT_ASK_MS; waited_ms += MOUNTPOINT_ASK_STEP_MS) {
         if (waitpid(pid, &status, WNOHANG) == pid)
             return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;

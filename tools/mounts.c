@@ -173,8 +173,10 @@ int mount_ask(const char *mountpoint)
 
     if (pid < 0)
         return -errno;
-    if (pid == 0) /* a request that never returns may not be ours */
+    if (pid == 0) { /* a request that never returns may not be ours; nor may a pipe stay open until it does */
+        (void)close_range(0, ~0u, 0);
         _exit(statfs(mountpoint, &fs) == 0 ? 0 : error_is_dead_mount(errno) ? ENOTCONN : errno & 0xff);
+    }
     for (unsigned waited_ms = 0; waited_ms < ASK_MS; waited_ms += ASK_STEP_MS) {
         if (waitpid(pid, &status, WNOHANG) == pid)
             return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;

@@ -134,6 +134,15 @@ def test_an_ordinary_user_clears_a_busy_dead_mount(site, user_mount, busy):
     client.kill()
 
 
+def served_by(mount, offer_uring, transport):
+    """A mount that is ready, and served by this transport."""
+    if transport == "io_uring":
+        offer_uring()
+    m = mount(io_uring="on" if transport == "io_uring" else "off")
+    eventually(lambda: "event=mounted" in m.log())
+    return m
+
+
 def waits_for_answer(pid):
     """Whether the process is in a request that a FUSE daemon has to answer."""
     with open(f"/proc/{pid}/stack") as f:
@@ -163,9 +172,7 @@ def test_a_mount_that_does_not_answer_is_taken_away_by_force(site, mount):
 @pytest.mark.parametrize("sig", [signal.SIGCONT, signal.SIGKILL], ids=["goes on", "is killed"])
 def test_rings_that_do_not_answer_are_taken_away_by_force(site, mount, offer_uring, sig):
     """The kernel ends a request that waits to be taken by a ring's thread when that thread moves again, or dies."""
-    offer_uring()
-    m = mount(io_uring="on")
-    eventually(lambda: "event=mounted" in m.log())
+    m = served_by(mount, offer_uring, "io_uring")
     os.kill(m.pid, signal.SIGSTOP)
     try:
         client = Child(fails_with, os.listdir, m.mnt)
@@ -182,8 +189,10 @@ def test_rings_that_do_not_answer_are_taken_away_by_force(site, mount, offer_uri
     m.process = None
 
 
-def test_commands_do_not_wait_for_a_mount_that_does_not_answer(site, mount):
-    m = mount()
+@pytest.mark.parametrize("transport", ["dev_fuse", "io_uring"])
+def test_commands_do_not_wait_for_a_mount_that_does_not_answer(site, mount, offer_uring, transport):
+    """Nor does who reads what they print: what they ask through rings cannot even be killed."""
+    m = served_by(mount, offer_uring, transport)
     os.kill(m.pid, signal.SIGSTOP)
     try:
         commands = [Child(tool, site, "umount", m.mnt), Child(tool, site, "mount", m.store, m.mnt)]
@@ -228,9 +237,7 @@ def start_writers(m, count):
 def test_umount_by_force_while_clients_write(mount, offer_uring, transport):
     """umount -f ends every request with an error, and the daemon in order; what was closed before is there, and who
     comes later finds the bare mount point."""
-    if transport == "io_uring":
-        offer_uring()
-    m = mount(io_uring="off" if transport == "dev_fuse" else "on")
+    m = served_by(mount, offer_uring, transport)
     clients = start_writers(m, 3)
     assert fails_with(sysx.umount, m.mnt, sysx.MNT_FORCE) == errno.EBUSY  # the connection was ended all the same
     results = [client.result(10) for client in clients]
