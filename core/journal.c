@@ -897,7 +897,7 @@ int journal_rotate(struct journal *j, uint32_t *ret_no)
 static int journal_start(struct journal *j, uint64_t first_seq)
 {
     uint64_t charged_bytes = BLOCK_BYTES + FILE_SLACK_BYTES;
-    struct journal_file *f;
+    struct journal_file *f = NULL;
     int r;
 
     j->last_seq = first_seq - 1;
@@ -913,11 +913,14 @@ static int journal_start(struct journal *j, uint64_t first_seq)
         r = journal_create_file(j, charged_bytes, &f);
     if (r == -ENOSPC) { /* the host's disk: without room ahead, then */
         quota_release(j->quota, charged_bytes - BLOCK_BYTES - FILE_SLACK_BYTES);
-        r = journal_create_file(j, BLOCK_BYTES + FILE_SLACK_BYTES, &f);
+        charged_bytes = BLOCK_BYTES + FILE_SLACK_BYTES;
+        r = journal_create_file(j, charged_bytes, &f);
     }
     if (r == 0)
         r = journal_switch_files(j, f);
     lock_give(&j->file_lock);
+    if (!f)
+        quota_release(j->quota, charged_bytes);
     return r;
 }
 
