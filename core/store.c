@@ -372,9 +372,12 @@ static int store_scan_one(struct store *st, const char *name, struct errtext *er
     fd = io_open(st->io, st->dir_fd, name, O_RDONLY | O_NONBLOCK, 0);
     if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM)
         return errtext(err, fd, "%s: %s", name, strerror(-fd));
-    if (fd < 0)
+    if (fd == -EIO) /* it takes its space all the same, and may be read later */
+        r = io_stat_at(st->io, st->dir_fd, name, &stat);
+    else if (fd < 0)
         return 0; /* a link, a socket, not ours to read: as if it were not there, its values are misses */
-    r = io_stat(st->io, fd, &stat);
+    else
+        r = io_stat(st->io, fd, &stat);
     io_close(st->io, fd);
     if (r == 0 && S_ISREG(stat.st_mode))
         r = store_adopt_found(st, no, &stat);
