@@ -574,7 +574,9 @@ int store_finish_recovery(struct store *st, uint64_t *ret_orphans_removed)
             return r;
     }
     if (!st->opts.read_only && !st->opts.keep_orphans)
-        removed += store_big_remove_orphans(st);
+        r = store_big_remove_orphans(st, &removed);
+    if (r < 0)
+        return r;
     free(st->big_marked);
     st->big_marked = NULL;
     st->ready = true;

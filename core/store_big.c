@@ -123,7 +123,7 @@ static int big_open_dir(struct store *st, const char *name, int *ret_fd, bool *r
 struct big_scan {
     struct store *st;
     unsigned index;
-    bool (*visit)(struct store *st, uint64_t big_id); /* true: counts */
+    int (*visit)(struct store *st, uint64_t big_id); /* 1: counts; -errno ends it */
     uint64_t count;
 };
 
@@ -131,11 +131,13 @@ static int big_scan_name(void *ctx, const char *name) /* io_visit */
 {
     struct big_scan *scan = ctx;
     uint64_t id;
+    int r;
 
     if (!big_name_parse(name, scan->index, &id))
         return 0;
-    scan->count += scan->visit(scan->st, id);
-    return 0;
+    r = scan->visit(scan->st, id);
+    scan->count += r > 0;
+    return MIN(r, 0);
 }
 
 static int big_for_each(struct big_scan *scan)
@@ -163,10 +165,10 @@ static void big_count_on(struct store *st, uint64_t big_id)
         st->next_big_id = MAX(st->next_big_id, big_id + 1);
 }
 
-static bool big_visit_found(struct store *st, uint64_t big_id)
+static int big_visit_found(struct store *st, uint64_t big_id)
 {
     big_count_on(st, big_id);
-    return true;
+    return 1;
 }
 
 /* Which of the 256 there are: asking for each costs more than the rest of an empty mount. */
@@ -265,14 +267,22 @@ int store_mark_big(struct store *st, uint64_t big_id, uint64_t *ret_size_bytes, 
     return 0;
 }
 
-static bool big_visit_orphan(struct store *st, uint64_t big_id)
+/* What cannot be removed is tried at the next mount, and stays charged till then; a directory of that name is not ours. */
+static int big_visit_orphan(struct store *st, uint64_t big_id)
 {
     char name[FORMAT_NAME_BYTES];
+    struct stat stat;
+    int r;
 
     if (big_is_marked(st, big_id))
-        return false;
+        return 0;
     format_big_name(name, big_id);
-    return io_unlink(st->io, st->dir_fd, name) == 0; /* what cannot be removed (a directory of that name) is no file of ours */
+    if (io_unlink(st->io, st->dir_fd, name) == 0)
+        return 1;
+    r = io_stat_at(st->io, st->dir_fd, name, &stat);
+    if (r == 0 && S_ISREG(stat.st_mode))
+        store_charge(st, (uint64_t)stat.st_blocks * ST_BLOCK_BYTES);
+    return r == -ENOENT ? 0 : r;
 }
 
 /* Removes big/XX when nothing of ours is left in it and no new file is about to come. */
@@ -293,22 +303,23 @@ static void big_trim_dir_locked(struct store *st, unsigned index)
     dir->charged_bytes = 0;
 }
 
-uint64_t store_big_remove_orphans(struct store *st)
+int store_big_remove_orphans(struct store *st, uint64_t *removed)
 {
-    uint64_t removed = 0;
-
     for (unsigned i = 0; i < BIG_DIR_COUNT; i++) {
         struct big_scan scan = {.st = st, .index = i, .visit = big_visit_orphan};
+        int r;
 
         if (!st->big_dirs[i].exists)
             continue;
-        (void)big_for_each(&scan); /* what is left takes space, and is tried at the next mount */
-        removed += scan.count;
+        r = big_for_each(&scan);
+        if (r < 0)
+            return r; /* who knows how much is in it */
+        *removed += scan.count;
         lock_take(&st->dirs_lock);
         big_trim_dir_locked(st, i);
         lock_give(&st->dirs_lock);
     }
-    return removed;
+    return 0;
 }
 
 /* ---- files ---- */

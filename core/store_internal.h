@@ -186,4 +186,4 @@ bool segment_unlink(struct store *st, struct segment *seg, uint64_t *freed_bytes
 
 /* ---- store_big.c ---- */
 int store_big_scan(struct store *st, struct errtext *err);
-uint64_t store_big_remove_orphans(struct store *st);
+int store_big_remove_orphans(struct store *st, uint64_t *removed);
