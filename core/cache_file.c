@@ -163,19 +163,23 @@ void cache_seal_later(struct larder *l, uint64_t id)
         l->seal_queue[(l->seal_head + l->seal_count++) % SEAL_QUEUE_MAX] = item;
 }
 
-/* A file changed in place is as long as it is, although no commit could say so; a restart sees it that way, too. Cache
- * lock held. */
-static void keep_length(struct larder *l, struct open_node *on, struct node *n)
+/* A file changed in place is as long as it is and takes what it takes, although no commit could say so; a restart sees it
+ * that way, too. Cache lock held. */
+static void keep_in_place(struct larder *l, struct open_node *on, struct node *n)
 {
     struct value before, v;
 
     node_value(l->tree, n, &before);
+    if (before.kind != VALUE_RAW || !before.unsealed)
+        return;
     v = before;
-    v.size_bytes = content_size(on->content);
-    if (before.kind != VALUE_RAW || !before.unsealed || !content_is_in_place(on->content))
+    v.stored_bytes = content_keep_growth(on->content);
+    if (on->uncommitted && content_is_in_place(on->content))
+        v.size_bytes = content_size(on->content);
+    if (v.size_bytes == before.size_bytes && v.stored_bytes == before.stored_bytes)
         return;
-    if (v.size_bytes == before.size_bytes || node_set_value(l->tree, n, &v) < 0)
-        return;
+    if (node_set_value(l->tree, n, &v) < 0)
+        abort(); /* it is a big file's already: nothing is to be allocated */
     cache_count_value(l, &before, -1);
     cache_count_value(l, &v, +1);
 }
@@ -184,8 +188,7 @@ static void keep_length(struct larder *l, struct open_node *on, struct node *n)
 static void open_node_closed(struct larder *l, struct open_node *on, struct node *n, struct value *ret_value)
 {
     open_table_remove(l, on);
-    if (on->uncommitted)
-        keep_length(l, on, n);
+    keep_in_place(l, on, n);
     n->flags &= ~(unsigned)NODE_OPEN;
     if (n->first_dentry && n->flags & NODE_NEW) { /* its only commit failed: there is nothing to keep a name for */
         cache_drop_node(l, n, DROP_REMOVED, ret_value);

@@ -110,17 +110,29 @@ static void release_orphan(struct content *c)
     c->base = NULL;
 }
 
-/* The committed file stays. What it grew without a commit stays charged until the next mount counts it: nobody
- * else would answer for it. */
+/* The committed file stays. What it grew without a commit is its value's since content_keep_growth. */
 static void release_base(struct content *c)
 {
     struct big_file *f = c->base;
 
     if (!f)
         return;
-    quota_release(store_quota(c->st), big_file_unneeded(c->st, f));
+    quota_release(store_quota(c->st), f->reserved_bytes);
     big_file_unref(c->st, f);
     c->base = NULL;
+}
+
+uint64_t content_keep_growth(struct content *c)
+{
+    struct big_file *f = c->base;
+
+    CHECK_OBJ(c, CONTENT_MAGIC);
+    if (f && f->reserved_bytes > 0 && !atomic_load(&c->orphan)) {
+        assert(c->value.kind == VALUE_RAW);
+        big_file_keep(c->st, f);
+        c->value.stored_bytes = f->settled_bytes;
+    }
+    return c->value.stored_bytes;
 }
 
 void content_forget_buffer(struct content *c)

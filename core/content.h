@@ -35,8 +35,8 @@
  * Thread safety: one content has one lock (rank CONTENT), taken inside each call and held across its I/O; raw files are
  * read with it given up. Changes, commits and seals of one content are serialised by the caller, from content_commit
  * or content_seal up to content_committed or content_commit_failed (cache: the file lock). content_new does memory work
- * only; content_size, _disk_bytes, _is_dirty, _is_sealed, _moved and _orphan do not wait for the lock, and content_new
- * and these may be called under the cache lock.
+ * only; content_size, _disk_bytes, _is_dirty, _is_sealed, _moved, _orphan and _keep_growth do not wait for the lock, and
+ * content_new and these may be called under the cache lock.
  */
 #pragma once
 
@@ -92,6 +92,9 @@ struct content_options {
 /* host and store outlive the content. value: what is committed (VALUE_EMPTY for a new file). */
 int content_new(struct store *st, const struct content_host *host, uint64_t node_id, const struct value *value,
                 const struct content_options *opts, struct content **ret_content);
+/* What the committed value has to answer for from now on: its stored_bytes, and what its file grew by when it was changed
+ * in place and no commit could say so. Just before content_free, which nobody else may come between; memory work only. */
+uint64_t content_keep_growth(struct content *c);
 /* Gives up what was not committed (its big file is unlinked, its space released). The committed value stays. */
 void content_free(struct content *c);
 

@@ -149,8 +149,8 @@ int big_file_settle(struct store *st, struct big_file *f);
 /* The commit of a file changed in place came to nothing: its value says value_bytes as before, and that is what will be
  * released when it is dropped. */
 void big_file_unsettle(struct store *st, struct big_file *f, uint64_t value_bytes);
-/* How much of reserved_bytes covers nothing, when the file is left as it is. */
-uint64_t big_file_unneeded(struct store *st, struct big_file *f);
+/* As big_file_settle, but from what is known without asking. Memory work only. */
+void big_file_keep(struct store *st, struct big_file *f);
 int big_file_refresh(struct store *st, struct big_file *f);
 /* Data and directory entry on the device. An error is sticky. May run without the lock, on a referenced file. */
 int big_file_sync(struct store *st, struct big_file *f, int fd);

@@ -218,17 +218,14 @@ void big_file_unsettle(struct store *st, struct big_file *f, uint64_t value_byte
     f->reserved_bytes += extra; /* keeps R1 */
 }
 
-uint64_t big_file_unneeded(struct store *st, struct big_file *f)
+void big_file_keep(struct store *st, struct big_file *f)
 {
-    uint64_t reserved = f->reserved_bytes, need;
+    uint64_t need = f->data_bytes + extents_bound(f->data_bytes);
+    uint64_t charge = MAX(f->settled_bytes, MIN(need, f->settled_bytes + f->reserved_bytes));
 
-    if (reserved == 0)
-        return 0;
-    (void)big_file_refresh(st, f); /* else the bound: rather too much charged than too little */
-    need = f->data_bytes + extents_bound(f->data_bytes);
-    if (need <= f->settled_bytes)
-        return reserved;
-    return reserved - MIN(reserved, need - f->settled_bytes);
+    store_big_settle(st, f->settled_bytes, charge, f->reserved_bytes);
+    f->settled_bytes = charge;
+    f->reserved_bytes = 0; /* keeps R1, by R2 */
 }
 
 int big_file_sync(struct store *st, struct big_file *f, int fd)

@@ -412,10 +412,20 @@ void do_put(struct world *w, struct key *k, uint32_t version, bool sync)
         model_is(w, k, version);
 }
 
-/* In the middle, without truncation. The new version is the old one with the middle of another. */
-void do_overwrite(struct world *w, struct key *k, bool sync)
+/* How long the longest version is that may be found. */
+static uint32_t bytes_max(const struct world *w, const struct key *k)
 {
-    uint32_t version = world_version(w, k->accept_count ? w->versions[k->accept[0].version].bytes : 0, false);
+    uint32_t bytes = 0;
+
+    for (unsigned i = 0; i < k->accept_count; i++)
+        bytes = MAX(bytes, w->versions[k->accept[i].version].bytes);
+    return bytes;
+}
+
+/* From front to back, without truncation. */
+void do_overwrite(struct world *w, struct key *k, uint32_t growth_bytes, bool sync)
+{
+    uint32_t version = world_version(w, bytes_max(w, k) + growth_bytes, false);
     struct larder_attr attr;
     struct larder_file *f;
     int r;

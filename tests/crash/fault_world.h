@@ -90,7 +90,7 @@ uint32_t world_version(struct world *w, uint32_t bytes, bool compressible);
 /* Operations: done on the store, judged, entered into the model. They do nothing once halted. */
 void do_mkdir(struct world *w, const char *name);
 void do_put(struct world *w, struct key *k, uint32_t version, bool sync);
-void do_overwrite(struct world *w, struct key *k, bool sync);
+void do_overwrite(struct world *w, struct key *k, uint32_t growth_bytes, bool sync);
 void do_truncate(struct world *w, struct key *k, uint64_t bytes);
 void do_rename(struct world *w, struct key *from, struct key *to);
 void do_publish(struct world *w, struct key *k, uint32_t version);

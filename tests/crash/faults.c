@@ -145,10 +145,10 @@ static void work_sizes(struct world *w)
         do_put(w, numbered(w, "raw", i), world_version(w, sizes[i], false), false);
         do_put(w, numbered(w, "packed", i), world_version(w, sizes[i], true), i == 4);
     }
-    do_overwrite(w, numbered(w, "raw", 4), false);
-    do_overwrite(w, numbered(w, "raw", 4), true);
-    do_overwrite(w, numbered(w, "packed", 4), false);
-    do_overwrite(w, numbered(w, "raw", 2), true);
+    do_overwrite(w, numbered(w, "raw", 4), 0, false);
+    do_overwrite(w, numbered(w, "raw", 4), 0, true);
+    do_overwrite(w, numbered(w, "packed", 4), 0, false);
+    do_overwrite(w, numbered(w, "raw", 2), 0, true);
     do_truncate(w, numbered(w, "raw", 5), 123456);
     do_truncate(w, numbered(w, "packed", 5), 1000);
     do_put(w, numbered(w, "raw", 3), world_version(w, 400000, false), true);
@@ -219,12 +219,55 @@ static void work_reopen(struct world *w)
         }
         do_get(w, numbered(w, "raw", 4));
         do_put(w, numbered(w, "d/k", round), world_version(w, 900, false), round == 1);
-        do_overwrite(w, numbered(w, "raw", 4), round == 0);
+        do_overwrite(w, numbered(w, "raw", 4), 0, round == 0);
         do_unlink(w, numbered(w, "packed", 1 + round));
         do_work(w, "clean", work_clean_segment);
         if (!w->halted && world_close(w) < 0 && !world_faults_fired(w))
             world_fail(w, "closing failed, and nothing else");
     }
+}
+
+static void before_grow(struct world *w)
+{
+    do_put(w, world_key(w, "database"), world_version(w, 300000, false), true);
+    do_put(w, world_key(w, "other"), world_version(w, 250000, false), false);
+}
+
+/* What a killed daemon was writing: a file that no value names. */
+static void leave_orphan(struct world *w)
+{
+    static const char bytes[200000];
+    char path[192];
+    int fd;
+
+    (void)snprintf(path, sizeof(path), "%s/big/00/00000000000000fe", w->dir);
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, bytes, sizeof(bytes)) != (ssize_t)sizeof(bytes))
+        abort();
+    (void)close(fd);
+}
+
+/* Files changed in place, found at mount, that grow, shrink and are closed for each change. */
+static void work_grow(struct world *w)
+{
+    struct key *database = world_key(w, "database"), *other = world_key(w, "other");
+    struct errtext err;
+
+    leave_orphan(w);
+    if (world_open(w, &err) < 0) {
+        if (!world_faults_fired(w) || w->transparent)
+            world_fail(w, "the store could not be opened, and nothing had failed: %s", err.text);
+        return;
+    }
+    do_overwrite(w, database, 0, false);
+    do_overwrite(w, database, 150000, false);
+    do_overwrite(w, other, 1, true);
+    do_overwrite(w, database, 70000, true);
+    do_truncate(w, other, 100001);
+    do_overwrite(w, database, 1000, false);
+    do_work(w, "checkpoint", step_checkpoint);
+    do_get(w, database);
+    do_get(w, other);
 }
 
 #define THREADS 3u
@@ -295,6 +338,7 @@ static const struct workload workloads[] = {
     {.name = "evict", .run = work_evict, .quota_bytes = 2 * MIB},
     {.name = "clean", .run = work_clean, .quota_bytes = 8 * MIB},
     {.name = "reopen", .run = work_reopen, .before = before_reopen, .quota_bytes = 64 * MIB, .from_open = true},
+    {.name = "grow", .run = work_grow, .before = before_grow, .quota_bytes = 64 * MIB, .from_open = true},
     {.name = "threads", .run = work_threads, .quota_bytes = 4 * MIB, .threads = true},
 };
 

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 #: Of the N each workload reaches, one in so many.
-STEPS = {"names": 97, "sizes": 307, "evict": 503, "clean": 701, "reopen": 307, "threads": 503}
+STEPS = {"names": 97, "sizes": 307, "evict": 503, "clean": 701, "reopen": 307, "grow": 97, "threads": 503}
 
 
 @pytest.mark.parametrize("workload", STEPS)
