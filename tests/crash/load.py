@@ -184,11 +184,14 @@ class Client:
 
     @staticmethod
     def unlink_if_there(path):
+        """False: it never was, or has been evicted, or the disk has no room to say so, and a crash may bring it back."""
         try:
             os.unlink(path)
             return True
-        except FileNotFoundError:
-            return False  # it never was, or has been evicted
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOSPC):
+                raise
+            return False
 
     def candidates(self, top):
         """The states that a crash at this moment may leave."""

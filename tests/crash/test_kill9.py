@@ -120,3 +120,20 @@ def test_after_a_refused_mapped_write_nothing_is_taken_for_granted(workdir, monk
         client.do_mapped()
     assert client.refused() is None
     assert (0, "db") not in client.state.names and not os.path.exists("db")
+
+
+def test_a_removal_the_disk_has_no_room_for_may_come_back(workdir, monkeypatch):
+    client = Client(0, loses=True, full_ok=True)
+    prepare(client, workdir)
+    monkeypatch.chdir(client.folder(workdir))
+    client.state = known()
+    lay_out(".", client, os.stat)
+    client.pending = {2: client.state.nodes[2]}, {}
+    unlink = os.unlink
+
+    def unlink_and_fail(path):
+        unlink(path)
+        raise OSError(errno.ENOSPC, "no room for the record", path)
+    monkeypatch.setattr(os, "unlink", unlink_and_fail)
+    assert client.refused() is None
+    assert set(client.state.ghosts) == {(0, "k1"), (0, "k2")} and not client.state.names
