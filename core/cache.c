@@ -23,6 +23,8 @@
 #define SEGMENT_FDS_MAX 256
 #define FIXED_FILES_BYTES (3 * BLOCK_BYTES) /* LOCK, FORMAT, CACHEDIR.TAG */
 #define EMERGENCY_BYTES (64 * KIB)
+/* Stamps far in the future would stop the clock of recency; damage and absurd clocks are cut here. */
+#define STAMP_AHEAD_NS_MAX (400ull * 86400 * NS_PER_S)
 #define RECORD_BUFFER_BYTES (256 * KIB)     /* so that a usual record never needs memory */
 
 uint64_t cache_now(const struct larder *l)
@@ -673,6 +675,7 @@ static struct larder *larder_new(const struct cache_host *host, const struct lar
     memcpy(l->boot_id, host->boot_id, sizeof(l->boot_id));
     l->content_host = (struct content_host){.unseal = unseal, .fit_bytes = fit_bytes, .ctx = l};
     clock_init(&l->clock, host->clock_ops, host->clock_ctx, 0);
+    l->stamp_max_ns = clock_wall_ns(&l->clock) + STAMP_AHEAD_NS_MAX;
     l->opened_mono_ns = clock_mono_ns(&l->clock);
     lock_init(&l->lock, "cache", LOCK_RANK_CACHE);
     lock_init(&l->checkpoint_lock, "checkpoint", LOCK_RANK_CHECKPOINT);

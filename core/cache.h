@@ -164,6 +164,7 @@ struct larder {
     uint8_t boot_id[16];               /* (c) of this boot of the machine */
     uint8_t store_boot_id[16];         /* (c) of the boot the store was last used in */
     const struct cache_repair *repair; /* (c) NULL in a daemon */
+    uint64_t stamp_max_ns;             /* (c) no cache time from disk is believed to be later */
     bool unclean_boot;                 /* (c) the machine went down without an orderly stop of the daemon */
     struct quota quota;                /* (a) */
     struct store *store;               /* (c) */

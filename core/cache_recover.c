@@ -11,14 +11,9 @@
  */
 #include "cache.h"
 
-/* Stamps far in the future would stop the clock of recency; damage and absurd clocks are cut here. */
-#define STAMP_AHEAD_NS_MAX (400ull * 86400 * NS_PER_S)
-
 uint64_t cache_sane_stamp(const struct larder *l, uint64_t ns)
 {
-    uint64_t bound = clock_wall_ns(&l->clock) + STAMP_AHEAD_NS_MAX;
-
-    return MIN(ns, bound);
+    return MIN(ns, l->stamp_max_ns);
 }
 
 static bool image_needs_ext(const struct node *n, const struct node_image *i)

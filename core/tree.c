@@ -4,7 +4,8 @@
  *
  * Buckets of the name table are chains of dentry indexes; the table has bucket_count of them, of which those
  * below `split` are already divided for the next doubling. The hash is xxh3 of the name seeded with a random number and
- * the parent's slot; it is not kept, but computed again for the few entries of a bucket being split.
+ * the parent's slot; 16 bits of it are kept, the rest is computed again for the few entries of a bucket being split. A
+ * checkpoint tells all nodes before the first name: then the table is made for that many at once.
  */
 #include "tree.h"
 
@@ -17,6 +18,7 @@
 
 #define BUCKETS_PER_CHUNK 16384u
 #define BUCKETS_MIN 1024u
+#define BUCKETS_MAX (1u << 30)
 
 #define TREE_MAGIC 0x65657254u
 
@@ -341,6 +343,12 @@ static uint64_t name_hash(const struct tree *t, uint32_t parent_slot, const char
     return XXH3_64bits_withSeed(name, bytes, t->seed ^ parent_slot);
 }
 
+/* Bits that no bucket number has. */
+static uint16_t tag_of(uint64_t hash)
+{
+    return (uint16_t)(hash >> 48);
+}
+
 static uint32_t bucket_of(const struct tree *t, uint64_t hash)
 {
     uint32_t bucket = (uint32_t)hash & (t->bucket_round - 1);
@@ -361,7 +369,7 @@ static void buckets_split(struct tree *t)
 {
     uint32_t from = t->split, index, next;
 
-    if (t->bucket_round >= 1u << 30 || buckets_need(t, t->bucket_round + from) < 0)
+    if (t->bucket_round >= BUCKETS_MAX || buckets_need(t, t->bucket_round + from) < 0)
         return;
     index = *bucket_at(t, from);
     *bucket_at(t, from) = 0;
@@ -377,6 +385,17 @@ static void buckets_split(struct tree *t)
         t->bucket_round *= 2;
         t->split = 0;
     }
+}
+
+/* Before the first name there is nothing to divide: as many buckets as there are nodes, as far as memory goes. */
+static void buckets_fit(struct tree *t)
+{
+    uint32_t wanted = (uint32_t)MIN(t->nodes.live_count, BUCKETS_MAX), count = t->bucket_round + t->split;
+
+    while (count < wanted && buckets_need(t, count) == 0)
+        count = MIN(wanted, (count / BUCKETS_PER_CHUNK + 1) * BUCKETS_PER_CHUNK);
+    t->bucket_round = 1u << (31 - __builtin_clz(count));
+    t->split = count - t->bucket_round;
 }
 
 struct dentry *tree_dentry(const struct tree *t, uint32_t index)
@@ -401,15 +420,19 @@ const char *dentry_name(const struct tree *t, const struct dentry *d, size_t *re
 
 struct dentry *tree_find(const struct tree *t, uint32_t parent_slot, const char *name, size_t name_bytes)
 {
-    uint32_t index = *bucket_at(t, bucket_of(t, name_hash(t, parent_slot, name, name_bytes)));
+    uint64_t hash = name_hash(t, parent_slot, name, name_bytes);
+    struct dentry *d;
 
-    while (index != 0) {
-        struct dentry *d = slab_at(&t->dentries, index);
+    for (uint32_t index = *bucket_at(t, bucket_of(t, hash)); index != 0; index = d->hash_next) {
+        const char *own;
         size_t bytes;
-        const char *own = dentry_name(t, d, &bytes);
-        if (d->parent == parent_slot && bytes == name_bytes && memcmp(own, name, bytes) == 0)
+
+        d = slab_at(&t->dentries, index);
+        if (d->tag != tag_of(hash) || d->parent != parent_slot)
+            continue;
+        own = dentry_name(t, d, &bytes);
+        if (bytes == name_bytes && memcmp(own, name, bytes) == 0)
             return d;
-        index = d->hash_next;
     }
     return NULL;
 }
@@ -419,7 +442,7 @@ static void siblings_append(struct tree *t, struct node *parent, struct dentry *
     uint64_t cookie = parent->next_cookie++;
 
     d->cookie_low = (uint32_t)cookie;
-    d->cookie_high = (uint32_t)(cookie >> 32);
+    d->cookie_high = (uint16_t)(cookie >> 32); /* 48 bits: a million new names a second for eight years */
     d->prev = parent->last_child;
     d->next = 0;
     if (parent->last_child)
@@ -475,6 +498,7 @@ int tree_link(struct tree *t, struct node *parent, struct node *n, const char *n
 {
     struct dentry *d;
     uint32_t index, unit, *head;
+    uint64_t hash;
     int r;
 
     assert(node_is_dir(parent));
@@ -491,12 +515,17 @@ int tree_link(struct tree *t, struct node *parent, struct node *n, const char *n
     d = slab_at(&t->dentries, index);
     d->parent = node_slot(t, parent);
     d->name = unit;
-    head = bucket_at(t, bucket_of(t, name_hash(t, d->parent, name, name_bytes)));
+    if (t->dentries.live_count == 1)
+        buckets_fit(t);
+    hash = name_hash(t, d->parent, name, name_bytes);
+    d->tag = tag_of(hash);
+    head = bucket_at(t, bucket_of(t, hash));
     d->hash_next = *head;
     *head = index;
     siblings_append(t, parent, d, index);
     node_attach(t, d, index, n); /* keeps T2 */
-    buckets_split(t);
+    if (t->dentries.live_count > t->bucket_round + t->split)
+        buckets_split(t);
     if (ret_dentry)
         *ret_dentry = d;
     return 0;

@@ -9,7 +9,7 @@
  * slot is freed. A node is named by its slot and a generation that is never used twice in a store;
  * id = generation << 32 | slot, and a stale id finds nothing. Names live in an arena of 8-byte units.
  *
- * Names are found through linear hashing (Litwin 1980): every insertion splits at most one bucket, so no
+ * Names are found through linear hashing (Litwin 1980): an insertion splits at most one bucket, so no
  * request ever pays for a rehash. Entries of a directory form a list in cookie order; cookies only grow,
  * so a position survives any change around it.
  *
@@ -94,7 +94,9 @@ struct dentry {
     uint32_t prev, next;           /* siblings, cookie order */
     uint32_t node_next;            /* next name of the same node */
     uint32_t name;                 /* arena unit: u8 length - 1, bytes */
-    uint32_t cookie_low, cookie_high;
+    uint32_t cookie_low;
+    uint16_t cookie_high;
+    uint16_t tag; /* of the name's hash: a chain is walked without a look at the names */
 };
 
 struct tree;
