@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """What the benchmark asks of the machine: io_uring for FUSE while something is mounted, the CPU time of a daemon, a quiet
-disk before a step, cold pages. Nothing here outlives a step, but Uring.restore() says so once more at the end."""
+disk before a step, cold pages. what the kernel asks a FUSE daemon. Nothing here outlives a step, but Uring.restore() says so once more at the end."""
 
+import collections
 import contextlib
 import ctypes
 import os
+import re
 
 from harness import sysx
 
 URING = "/sys/module/fuse/parameters/enable_uring"
 SYS_CACHESTAT = 451
+TRACE_BUFFER_KB = 65536  # for each CPU: a million requests
 
 
 class Uring:
@@ -113,3 +116,49 @@ def cached_bytes(path):
         return answer[0] * os.sysconf("SC_PAGESIZE")
     finally:
         os.close(fd)
+
+
+class Requests:
+    """Counts the requests the kernel sends on one FUSE connection, by what they ask, through a trace instance of its own."""
+
+    def __init__(self, workdir):
+        self.point = os.path.join(workdir, "tracefs")
+        self.instance = os.path.join(self.point, "instances", f"larder-bench-{os.getpid()}")
+        self.event = os.path.join(self.instance, "events", "fuse", "fuse_request_send")
+        os.makedirs(self.point)
+
+    def _put(self, name, text):
+        with open(os.path.join(self.instance, name), "w") as f:
+            f.write(text)
+
+    def open(self):
+        """Raises OSError where there is no tracing, or the kernel's fuse has no trace points (Linux 6.11)."""
+        sysx.mount_fs("none", self.point, "tracefs")
+        os.mkdir(self.instance)
+        self._put("buffer_size_kb", str(TRACE_BUFFER_KB))
+        os.stat(self.event)
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            os.rmdir(self.instance)
+        with contextlib.suppress(OSError):
+            sysx.umount(self.point, sysx.MNT_DETACH)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.point)
+
+    @contextlib.contextmanager
+    def counted(self, connection):
+        """A Counter of the requests made inside."""
+        found = collections.Counter()
+        self._put("trace", "")
+        self._put("events/fuse/fuse_request_send/filter", f"connection=={connection}")
+        self._put("events/fuse/fuse_request_send/enable", "1")
+        try:
+            yield found
+        finally:
+            self._put("events/fuse/fuse_request_send/enable", "0")
+        with open(os.path.join(self.instance, "trace"), errors="replace") as f:
+            for line in f:
+                match = re.search(r"\(FUSE_(\w+)\) len", line)
+                if match:
+                    found[match.group(1)] += 1

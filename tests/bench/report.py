@@ -41,7 +41,8 @@ class Table:
     def ratio(self, step, system, base):
         """The median of the ratios within each round."""
         ours, theirs = self.rows.get((step, system), {}), self.rows.get((step, base), {})
-        ratios = [self.cost(ours[turn]) / self.cost(theirs[turn]) for turn in ours if turn in theirs]
+        ratios = [self.cost(ours[turn]) / self.cost(theirs[turn]) for turn in ours
+                  if turn in theirs and "wall_s" in ours[turn]]
         return median(ratios) if ratios else None
 
     def value(self, step, system, key):
@@ -137,14 +138,29 @@ def print_cpu(table, document):
         print_rows("CPU time per operation, µs: daemon + client", ["", *names], rows)
 
 
+def print_requests(table, document):
+    names = columns(table, document)
+    rows = []
+    for step in table.steps:
+        for name in names:
+            for result in list(table.rows.get((step, name), {}).values())[:1]:
+                asked = sorted(result.get("requests", {}).items(), key=lambda item: -item[1])
+                if "requests" in result:
+                    rows.append([step, name, f"{sum(count for _, count in asked) / result['operations']:.2f}",
+                                 " ".join(f"{what} {count / result['operations']:.2f}" for what, count in asked)])
+    if rows:
+        print_rows("requests per operation, of the first round (the times are those of a traced run)",
+                   ["", "", "all", ""], rows)
+
+
 def print_facts(table):
     """What is no time per operation."""
     known = {"step", "system", "round", "workload", "count", "value_bytes", "clients", "compressible", "operations", "bytes",
-             "wall_s", "user_s", "system_s", "daemon_s", "mean_ns", "min_ns", "fastest_client_ops", "slowest_client_ops"}
+             "wall_s", "user_s", "system_s", "daemon_s", "mean_ns", "min_ns", "fastest_client_ops", "slowest_client_ops", "requests"}
     rows = []
-    for (step, system), results in table.rows.items():
+    for (step, system), results in sorted(table.rows.items()):
         for key in dict.fromkeys(key for result in results.values() for key in result):
-            if key not in known and not key.startswith(("p", "max_")):
+            if key not in known and not key.endswith("_ns"):
                 rows.append([step, system, key, f"{table.value(step, system, key):.6g}"])
     if rows:
         print_rows("besides", ["", "", "", ""], rows)
@@ -170,6 +186,7 @@ def print_report(document):
     print_ratios(table, document)
     print_tails(table, document)
     print_cpu(table, document)
+    print_requests(table, document)
     print_facts(table)
     print_marks(table)
     if document["notes"]:

@@ -115,7 +115,7 @@ class Floor(Daemon):
         return os.path.join(self.bench.build_dir, "tests", "bench", "bench_floor")
 
     def argv(self):
-        options = "fsname=floor,default_permissions" + (",io_uring,io_uring_q_depth=32" if self.transport == "uring" else "")
+        options = "fsname=floor" + (",io_uring,io_uring_q_depth=32" if self.transport == "uring" else "")
         return [self.program(), self.root, options, *self.words]
 
     def forget(self):

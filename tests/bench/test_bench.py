@@ -68,6 +68,30 @@ def test_each_step_gives_a_result_for_each_system(site, unchanged, name):
         assert result["p50_ns"] <= result["p99_ns"] <= result["max_ns"]
 
 
+@pytest.mark.parametrize("name, steps", [
+    ("quota", {"quota/below", "quota/at"}), ("restart", {"memory/filled", "memory/restarted", "restart/kill", "restart/stop"}),
+    ("page_cache", {"page_cache"}), ("caches", {"caches/put", "caches/get"}), ("pip", {"pip/install"})])
+def test_each_other_workload_gives_its_results(site, unchanged, name, steps):
+    document, _ = bench(site, unchanged, "--workloads", name, "--systems", "bare,larder,larder-dev")
+    if any(note.startswith(f"not run: {name}") for note in document["notes"]):
+        pytest.skip(next(note for note in document["notes"] if note.startswith(f"not run: {name}")))
+    assert steps <= {r["step"] for r in document["results"]}
+    if name == "quota":
+        at = next(r for r in document["results"] if r["step"] == "quota/at")
+        assert at["evicted"] > 0 and at["du_samples"] > 0 and at["overshoot_bytes"] == 0
+
+
+def test_requests_are_counted(site, unchanged):
+    """A get again is an OPEN and what follows it; a repeated miss is nobody's business but the kernel's."""
+    document, text = bench(site, unchanged, "--workloads", "small", "--systems", "bare,floor-dev", "--requests")
+    if any("requests are not counted" in note for note in document["notes"]):
+        pytest.skip("no trace points of fuse")
+    asked = {r["step"]: r["requests"] for r in document["results"] if r["system"] == "floor-dev"}
+    assert asked["small/get_again"] == {"OPEN": 200, "RELEASE": 200}
+    assert asked["small/miss_again"] == {}
+    assert "requests per operation" in text
+
+
 def test_what_cannot_be_run_is_said(site, unchanged):
     document, text = bench(site, unchanged, "--workloads", "small", "--systems", "bare,larder-dev,mergerfs",
                            "--svg", os.path.join(site.workdir, "out.svg"), "--rounds", "1")
