@@ -602,6 +602,7 @@ class Client:
             try:
                 self.write_all(fd, b"".join(block(self.number, version, i) for i in range(count)))
                 self.using = [(0, "newdb")]
+                self.between = {inode: node}, {(0, "newdb"): inode}
                 self.step(lambda: os.rename("newdb", "db"), {inode: node}, {(0, "newdb"): None, place: inode})
             finally:
                 self.close_failed(fd)

@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from harness.errors import raises  # noqa: E402
 from kill9 import MODES, URING_PARAMETER, Campaign, OfferUring  # noqa: E402
-from load import Client, prepare  # noqa: E402
+from load import Client, prepare, verify  # noqa: E402
 from oracle import State, new_file, reconcile  # noqa: E402
 
 pytestmark = pytest.mark.daemon
@@ -137,3 +137,20 @@ def test_a_removal_the_disk_has_no_room_for_may_come_back(workdir, monkeypatch):
     monkeypatch.setattr(os, "unlink", unlink_and_fail)
     assert client.refused() is None
     assert set(client.state.ghosts) == {(0, "k1"), (0, "k2")} and not client.state.names
+
+
+@pytest.mark.parametrize("change", ["do_rename_open", "do_in_place"])
+def test_a_rename_commits_what_is_open_before_it_moves_it(workdir, monkeypatch, change):
+    """The daemon is killed in between."""
+    client = Client(0)
+    client.rng = random.Random(1)
+    prepare(client, workdir)
+    monkeypatch.chdir(client.folder(workdir))
+
+    def die(source, target):
+        raise OSError(errno.ENOTCONN, "the daemon is gone", source, None, target)
+    monkeypatch.setattr(os, "rename", die)
+    with raises(errno.ENOTCONN):
+        getattr(client, change)()
+    assert verify(client, workdir) is None
+    assert set(client.state.names) == set((0, name) for name in os.listdir("."))
