@@ -273,10 +273,14 @@ static bool error_is_proper(int r)
            r == -EACCES;
 }
 
+static void check_charges(struct world *w);
+
 /* true: it succeeded. A failure must have a cause. */
 static bool judge(struct world *w, const char *what, const char *path, int r)
 {
     trace(w, "%s %s = %d [%llu]\n", what, path, r, (unsigned long long)w->fio->counted);
+    if (!w->real_clock && !atomic_load(&w->l->failed))
+        check_charges(w);
     if (r == 0)
         return true;
     if (w->stop_at_failure)
