@@ -254,7 +254,7 @@ void cache_fail(struct larder *l, int error, const char *what); /* goes read-onl
 /* cache_log.c. All but log_write and log_room with the cache lock held. */
 void log_begin(struct larder *l);
 void log_node(struct larder *l, const struct node *n);
-void log_names_of(struct larder *l, const struct node *n);
+void log_first_names(struct larder *l, const struct node *n); /* and the times of the directories they are in */
 void log_name(struct larder *l, const struct dentry *d);
 void log_unname(struct larder *l, const struct dentry *d);
 void log_touch(struct larder *l, const struct node *dir);

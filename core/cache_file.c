@@ -676,7 +676,7 @@ static int publish(struct larder *l, struct open_node *on, const struct value *v
     log_node(l, n);
     if (n->flags & NODE_NEW) {
         n->flags &= ~(unsigned)NODE_NEW;
-        log_names_of(l, n);
+        log_first_names(l, n);
     }
     return 0;
 }
@@ -740,7 +740,7 @@ static int commit_unchanged(struct open_node *on, bool durable)
         log_node(l, n);
         if (n->flags & NODE_NEW) {
             n->flags &= ~(unsigned)NODE_NEW;
-            log_names_of(l, n);
+            log_first_names(l, n);
         }
     }
     seq = log_end(l);
@@ -796,7 +796,7 @@ static void keep_empty(struct open_node *on)
     if (n->first_dentry && n->flags & NODE_NEW) {
         n->flags &= ~(unsigned)NODE_NEW;
         log_node(l, n);
-        log_names_of(l, n);
+        log_first_names(l, n);
     }
     seq = log_end(l);
     lock_give(&l->lock);

@@ -82,10 +82,12 @@ void log_name(struct larder *l, const struct dentry *d)
     log_check(l, record_add_name(&l->rb, &image));
 }
 
-void log_names_of(struct larder *l, const struct node *n)
+void log_first_names(struct larder *l, const struct node *n)
 {
-    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next))
+    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next)) {
         log_name(l, d);
+        log_touch(l, tree_slot(l->tree, d->parent));
+    }
 }
 
 void log_unname(struct larder *l, const struct dentry *d)

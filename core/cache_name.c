@@ -258,9 +258,11 @@ static int make_named(struct larder *l, const struct making *m, struct aftermath
         node_free(l->tree, n);
         return r;
     }
-    touch_dir(l, dir);
     node_linked(l, n);
-    if (!m->is_new) {
+    if (m->is_new) { /* nothing to log before its first commit (log_first_names) */
+        dir->mtime_ns = dir->ctime_ns = cache_wall(l);
+    } else {
+        touch_dir(l, dir);
         log_node(l, n);
         log_name(l, d);
     }
