@@ -253,6 +253,8 @@ static int session_prove(struct session *s)
 
     for (unsigned waited_ms = 0;; waited_ms += 10) {
         r = helper_ask(s->helper, s->device);
+        if (r == -ENOTCONN || r == -ECONNABORTED)
+            return -ENOENT; /* taken away by force */
         if (r < 0)
             return r;
         /* What answers before INIT is done, or is no mount, is the directory beneath: unmounted meanwhile. */

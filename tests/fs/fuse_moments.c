@@ -4,6 +4,7 @@
  *
  * LARDER_TEST_MOMENT=abort      the end of the connection is met while a request is being taken (ECONNABORTED), not while
  *                               waiting for one (ENODEV)
+ * LARDER_TEST_MOMENT=early      the connection ends, by force, before the first request, and the mount stays: it is in use
  * LARDER_TEST_MOMENT=uring_off  the kernel's switch for io_uring goes off once it has offered it to this mount
  */
 #include <dlfcn.h>
@@ -35,6 +36,15 @@ __attribute__((visibility("default"))) ssize_t read(int fd, void *buf, size_t by
     return n;
 }
 
+static void end_early(const char *target)
+{
+    int fd = open(target, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0 || umount2(target, MNT_FORCE) == 0 || errno != EBUSY)
+        abort();
+    (void)close(fd);
+}
+
 __attribute__((visibility("default"))) int mount(const char *source, const char *target, const char *kind, unsigned long flags, const void *data)
 {
     int (*next)(const char *, const char *, const char *, unsigned long, const void *);
@@ -42,6 +52,8 @@ __attribute__((visibility("default"))) int mount(const char *source, const char 
 
     *(void **)&next = dlsym(RTLD_NEXT, "mount");
     r = next(source, target, kind, flags, data);
+    if (r == 0 && moment_is("early"))
+        end_early(target);
     if (r < 0 || !moment_is("uring_off"))
         return r;
     fd = open("/sys/module/fuse/parameters/enable_uring", O_WRONLY | O_CLOEXEC);

@@ -13,7 +13,7 @@ import pytest
 
 from harness import sysx
 from harness.errors import GONE, fails_with
-from harness.mount import find_mount
+from harness.mount import MountFailed, find_mount
 from harness.notify import NotifySocket
 from harness.procs import Child, run_child
 from harness.wait import Deadline, eventually
@@ -289,6 +289,16 @@ def test_a_mount_taken_away_while_a_request_is_taken_is_no_failure(mount, moment
     assert m.process.wait(Deadline(20).seconds) == 0, m.log()
     m.process = None
     assert "reading device" in m.log()  # the moment came
+
+
+def test_a_mount_taken_away_before_it_was_ready_is_no_failure(mount, moment):
+    moment("early")
+    m = mount(start=False, io_uring="off")
+    with pytest.raises(MountFailed) as ended:
+        m.start()
+    assert ended.value.status == 0, ended.value.text
+    assert "event=unmounted_before_ready" in m.log()
+    m.clear()
 
 
 def test_rings_refused_after_they_were_agreed_on(mount, moment, offer_uring):
