@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 
 from harness import sysx
 
@@ -54,6 +55,17 @@ class Uring:
     def restore(self):
         if self.before == "N" and self._read() != "N":
             self._write("N")
+
+
+def raise_descriptor_limit():
+    """As far as this process may, for the daemons it starts."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/fs/nr_open") as f:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, int(f.read())))
+
+
+def descriptors_max():
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def cpu_seconds(pid):

@@ -200,7 +200,7 @@ CHART_STEPS = [("sustained/put", "put, 150,000 in a row"), ("small/put", "put, b
                ("small/unlink", "unlink")]
 CHART_SYSTEMS = [("bare", "#8a8f98"), ("floor", "#b9a5e8"), ("larder", "#2f9e6e"), ("larder-sampled", "#7fcf9f"),
                  ("larder-dev", "#d9a528"), ("mergerfs", "#d9682e"), ("passthrough_hp", "#b5485d")]
-WIDTH, LEFT, RIGHT, TOP, BAR, GAP = 860, 170, 70, 60, 13, 14
+WIDTH, LEFT, RIGHT, TOP, BAR, GAP = 860, 170, 70, 76, 13, 14
 
 
 def chart(document):
@@ -222,13 +222,15 @@ def chart(document):
            "@media(prefers-color-scheme:dark){text{fill:#d7dce2}}</style>",
            f'<text x="{LEFT}" y="18" font-size="14">µs per operation, 4 KiB, one client; shorter is better, the scale is '
            "logarithmic</text>"]
-    at = LEFT
+    at, row = LEFT, 30
     for name, color in shown:
-        label = document["systems"].get(name, name).replace(", io_uring", " (io_uring)").replace(", /dev/fuse", "")
-        label = "larder (/dev/fuse)" if name == "larder-dev" else label
-        out.append(f'<rect x="{at}" y="30" width="10" height="10" fill="{color}"/>'
-                   f'<text x="{at + 14}" y="39" font-size="10">{html.escape(label)}</text>')
-        at += 24 + int(5.6 * len(label))
+        label = document["systems"].get(name, name).replace(", io_uring", " (io_uring)").replace(", /dev/fuse", " (/dev/fuse)")
+        width = 24 + int(5.8 * len(label))
+        if at + width > WIDTH:
+            at, row = LEFT, row + 15
+        out.append(f'<rect x="{at}" y="{row}" width="10" height="10" fill="{color}"/>'
+                   f'<text x="{at + 14}" y="{row + 9}" font-size="10">{html.escape(label)}</text>')
+        at += width
     for power in range(low, high + 1):
         out.append(f'<line class="grid" x1="{x(10 ** power):.1f}" x2="{x(10 ** power):.1f}" y1="{TOP - 8}" y2="{height - 22}"/>'
                    f'<text x="{x(10 ** power):.1f}" y="{height - 8}" text-anchor="middle">{10 ** power:g}</text>')
@@ -239,8 +241,9 @@ def chart(document):
             value = table.median(step, name)
             if value:
                 us = value / 1e3
+                figure = f"{us:.3g}" if us < 100 else f"{us:.0f}"
                 out.append(f'<rect x="{LEFT}" y="{y}" width="{max(1, x(us) - LEFT):.1f}" height="{BAR - 2}" fill="{color}"/>'
-                           f'<text x="{max(LEFT + 1, x(us)) + 4:.1f}" y="{y + BAR - 3}" font-size="10">{us:.3g}</text>')
+                           f'<text x="{max(LEFT + 1, x(us)) + 4:.1f}" y="{y + BAR - 3}" font-size="10">{figure}</text>')
             y += BAR
         y += GAP
     return "\n".join([*out, "</svg>", ""])

@@ -22,8 +22,6 @@ QUOTA = "64GiB"
 
 class System:
     name, transport, label = "", None, ""
-    #: Client programs that can do nothing but put and get, or need a whole POSIX.
-    posix = True
 
     def __init__(self, bench):
         self.bench = bench
@@ -43,6 +41,9 @@ class System:
 
     def can_chill(self):
         return True
+
+    def keys_max(self):
+        """How many keys it can hold at all, or None."""
 
     def stop(self):
         shutil.rmtree(self.place, ignore_errors=True)
@@ -148,6 +149,9 @@ class Passthrough(Daemon):
 
     def argv(self):
         return [self.program(), "--foreground", self.disk, self.root]
+
+    def keys_max(self):
+        return machine.descriptors_max() - 200  # it holds one for each file the kernel knows
 
 
 class Mergerfs(Daemon):
