@@ -6,7 +6,7 @@ that turns with the round, so that what the machine does meanwhile falls on all 
 memory, or a step is long, each system does all steps in its turn (`alone`). Results are named FAMILY/STEP.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -17,7 +17,6 @@ class Step:
 
     name: str
     workload: str
-    count: int = 0          # 0: the family's
     forget: bool = False
     chill: bool = False
     measured: bool = True
@@ -33,11 +32,8 @@ class Family:
     clients: int = 1
     compressible: bool = False
     alone: bool = False
-    systems: tuple = ()     # () all
-    rounds: int = 0         # 0: as many as asked for
-    slow: bool = False      # left out by default; --workloads NAME or `all` runs it
     one_value: bool = False
-    extra: dict = field(default_factory=dict)
+    slow: bool = False      # left out by default; --workloads NAME or `all` runs it
 
     def scaled(self, factor):
         """How many operations, when the whole benchmark is made so much smaller."""

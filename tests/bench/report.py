@@ -181,7 +181,7 @@ def print_report(document):
     table = Table(document)
     about = document["machine"]
     print(f"{about['cpu']}, {about['cpus']} CPUs, Linux {about['kernel']}, {about['larder']}, {about['when']}; "
-          f"{'median operation of ' if table.by_median else ''}{about['rounds']} rounds, scale {about['scale']:g}, load at the start {about['load']:.1f}")
+          f"{'median operation of ' if table.by_median else ''}{about['rounds']} rounds, scale {about['scale']:g}, load at the start {about['load']:.1f}; {about['disk']}")
     print_times(table, document)
     print_ratios(table, document)
     print_tails(table, document)
