@@ -19,6 +19,7 @@
 
 #define HOST_FULL_TRIES 16
 #define OPEN_BUCKETS_MIN 256u
+#define VERIFY_PIECE_BYTES (16u << 20) /* between two looks at whether to go on */
 
 /* ---- the table of open nodes; cache lock held ---- */
 
@@ -381,39 +382,63 @@ bool larder_file_writable(const struct larder_file *f)
     return f->writable;
 }
 
-static void note_verified(struct larder *l, uint64_t id)
+static void note_verified(struct larder *l, uint64_t id, bool done)
 {
     struct node *n;
 
     lock_take(&l->lock);
     n = tree_node(l->tree, id);
     if (n)
-        n->flags &= ~(unsigned)NODE_UNVERIFIED;
+        n->flags &= ~((unsigned)NODE_VERIFYING | (unsigned)(done ? NODE_UNVERIFIED : 0));
     lock_give(&l->lock);
+}
+
+void larder_verify(struct larder *l, uint64_t id, bool (*go_on)(void *ctx), void *ctx)
+{
+    struct open_node *on;
+    bool end = false;
+    int r = open_node_get(l, id, false, &on);
+
+    if (r < 0)
+        return;
+    for (uint64_t offset = 0; r == 0 && !end && go_on(ctx); offset += VERIFY_PIECE_BYTES)
+        r = content_verify_piece(on->content, offset, VERIFY_PIECE_BYTES, &end);
+    if (r == -EBADMSG)
+        drop_corrupt(l, id, r); /* its readers find the same, block by block */
+    note_verified(l, id, end);
+    open_node_put(on, false);
+}
+
+/* -EAGAIN: not verified yet, and it is the caller's to see to it; -ENOTSUP: somebody else's. */
+static int check_verified(struct larder *l, uint64_t id)
+{
+    struct node *n;
+    int r = 0;
+
+    lock_take(&l->lock);
+    n = tree_node(l->tree, id);
+    if (n && n->flags & NODE_UNVERIFIED && node_value_kind(n) == VALUE_RAW && !(n->flags & NODE_UNSEALED)) {
+        r = n->flags & NODE_VERIFYING ? -ENOTSUP : -EAGAIN;
+        n->flags |= NODE_VERIFYING;
+    }
+    lock_give(&l->lock);
+    return r;
 }
 
 int larder_file_backing_fd(struct larder_file *f, int *ret_fd)
 {
     struct larder *l = f->l;
-    struct node *n;
-    bool verify;
-    int r;
+    int r = check_verified(l, f->on->id);
 
-    lock_take(&l->lock);
-    n = tree_node(l->tree, f->on->id);
-    verify = n && n->flags & NODE_UNVERIFIED;
-    lock_give(&l->lock);
+    if (r < 0)
+        return r;
     lock_take(&f->on->lock);
-    r = content_backing_fd(f->on->content, verify, ret_fd);
+    r = content_backing_fd(f->on->content, ret_fd);
     if (r == 0) {
         f->on->backing_taken = true;
         COUNT(l, passthrough_opens);
     }
     lock_give(&f->on->lock);
-    if (r == -EBADMSG)
-        drop_corrupt(l, f->on->id, r); /* its reader finds the same, block by block */
-    if (r == 0 && verify)
-        note_verified(l, f->on->id);
     return r;
 }
 

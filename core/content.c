@@ -538,21 +538,38 @@ int content_seek(struct content *c, uint64_t offset, int whence, uint64_t *ret_o
 
 /* ---- the rest ---- */
 
-int content_backing_fd(struct content *c, bool verify, int *ret_fd)
+int content_verify_piece(struct content *c, uint64_t offset, uint64_t bytes, bool *ret_end)
 {
-    int r = 0;
+    int r;
 
     CHECK_OBJ(c, CONTENT_MAGIC);
+    *ret_end = false;
     lock_take(&c->lock);
     do {
-        bool in_place = atomic_load(&c->state) == CONTENT_IN_PLACE;
-        if (c->stage || c->value.kind != VALUE_RAW || (!in_place && !content_is_sealed(c)))
+        if (c->stage || c->value.kind != VALUE_RAW || !content_is_sealed(c))
             r = -ENOTSUP;
         else
             r = content_need_base(c);
-        if (r == 0 && verify && !in_place)
-            r = content_verify(c, 0, c->value.size_bytes, false);
+        if (r == 0 && offset < c->value.size_bytes)
+            r = content_verify(c, offset, MIN(bytes, c->value.size_bytes - offset), false);
     } while (r == -ESTALE);
+    *ret_end = r == 0 && c->value.size_bytes - MIN(c->value.size_bytes, offset) <= bytes;
+    lock_give(&c->lock);
+    return r;
+}
+
+int content_backing_fd(struct content *c, int *ret_fd)
+{
+    bool in_place;
+    int r;
+
+    CHECK_OBJ(c, CONTENT_MAGIC);
+    lock_take(&c->lock);
+    in_place = atomic_load(&c->state) == CONTENT_IN_PLACE;
+    if (c->stage || c->value.kind != VALUE_RAW || (!in_place && !content_is_sealed(c)))
+        r = -ENOTSUP;
+    else
+        r = content_need_base(c);
     if (r == 0)
         r = big_file_need_ro(c->st, c->base);
     if (r == 0) {

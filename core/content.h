@@ -129,8 +129,10 @@ int content_sync(struct content *c);
 int content_seal(struct content *c, struct value *ret_value, bool *ret_changed);
 
 /* A read-only descriptor of a raw value's file, if all of it is in one file, sealed or in place. Borrowed: valid until
- * content_free. -ENOTSUP otherwise. Verifies the whole value first when `verify`. */
-int content_backing_fd(struct content *c, bool verify, int *ret_fd);
+ * content_free. -ENOTSUP otherwise. Nothing is verified by it. */
+int content_backing_fd(struct content *c, int *ret_fd);
+/* Verifies what there is of a sealed raw value at offset; *ret_end: nothing lies behind. -ENOTSUP for any other. */
+int content_verify_piece(struct content *c, uint64_t offset, uint64_t bytes, bool *ret_end);
 
 /* Cleaning moved the record of a SEALED segment value, or the sums record of a raw one: use the new place. */
 void content_moved(struct content *c, const struct value *value);

@@ -173,8 +173,11 @@ void larder_release(struct larder_file *f);
 void larder_abandon(struct larder_file *f);
 uint64_t larder_file_node(const struct larder_file *f);
 bool larder_file_writable(const struct larder_file *f);
-/* For passthrough: the descriptor of a raw big value, readable, while f is open; -ENOTSUP when there is none. */
+/* For passthrough: the descriptor of a raw big value, readable, while f is open; -ENOTSUP when there is none. -EAGAIN once,
+ * for a value found at mount that was not read since: who gets that is to call larder_verify, until then it is -ENOTSUP. */
 int larder_file_backing_fd(struct larder_file *f, int *ret_fd);
+/* Verifies such a value. Not a use of it; damage makes it a miss. go_on is asked before each piece of it. [waits] */
+void larder_verify(struct larder *l, uint64_t node, bool (*go_on)(void *ctx), void *ctx);
 
 /* Directories. Offsets are cookies: 0 is the start, each entry carries the one that follows it; they stay valid
  * while other entries come and go. "." and ".." are included. */

@@ -44,6 +44,7 @@ enum node_flag {
     NODE_FSYNCED = 1 << 7,  /* its value was promised to survive a power cut; also said of all found at mount */
     NODE_KIND_SHIFT = 8,    /* bits 8..10: enum value_kind */
     NODE_CODEC_SHIFT = 11,  /* bits 11..12: enum codec */
+    NODE_VERIFYING = 1 << 13, /* somebody was told to call larder_verify */
 };
 
 /* What few nodes have. Owned by the node. */

@@ -72,14 +72,48 @@ static bool ops_must_kill_priv_untold(const struct call *c)
     return c->fs->kill_priv_by_us && fuse_req_ctx(c->req)->uid != 0;
 }
 
+struct ops_verify_job {
+    struct worker_job job;
+    struct fs *fs;
+    uint64_t node;
+};
+
+static bool ops_verify_goes_on(void *ctx)
+{
+    const struct fs *fs = ctx;
+
+    return !atomic_load(&fs->stopping);
+}
+
+static void ops_verify_run(struct worker_job *job)
+{
+    _cleanup_free_ struct ops_verify_job *j = (struct ops_verify_job *)job;
+
+    larder_verify(j->fs->larder, j->node, ops_verify_goes_on, j->fs);
+}
+
+/* Nobody waits for it: until it is done the value is read through us, block by block verified. */
+static void ops_verify_later(struct fs *fs, uint64_t node)
+{
+    struct ops_verify_job *j = atomic_load(&fs->stopping) ? NULL : malloc(sizeof(*j));
+
+    if (!j)
+        return; /* it is read through us, then, as long as this daemon lives */
+    *j = (struct ops_verify_job){.job.run = ops_verify_run, .fs = fs, .node = node};
+    worker_submit(fs->worker, &j->job);
+}
+
 /* A descriptor for the kernel when all of the value lies in one file and passthrough is on. */
 static int ops_backing_fd(struct fs *fs, struct handle *h)
 {
-    int fd;
+    int fd = -1, r;
 
     if (!fs->passthrough.active || h->writable || !handle_may_be_backed(fs->handles, h->node))
         return -1;
-    return larder_file_backing_fd(h->file, &fd) == 0 ? fd : -1;
+    r = larder_file_backing_fd(h->file, &fd);
+    if (r == -EAGAIN)
+        ops_verify_later(fs, h->node);
+    return r == 0 ? fd : -1;
 }
 
 /* After an open with O_TRUNC by one who may not keep them: the bits go as with any truncation. */
@@ -129,18 +163,6 @@ static void ops_close_stored(const struct call *c, struct handle *h)
     handle_free(h);
 }
 
-static void ops_open_run(struct worker_job *job)
-{
-    _cleanup_free_ struct ops_file_job *j = (struct ops_file_job *)job;
-    struct handle *h;
-    int r = ops_open_stored(&j->c, j->ino, &j->fi, &h);
-
-    if (r < 0)
-        reply_error(&j->c, r);
-    else if (!reply_open(&j->c, &j->fi))
-        ops_close_stored(&j->c, h);
-}
-
 static void ops_open_virtual_run(struct worker_job *job)
 {
     _cleanup_free_ struct ops_file_job *j = (struct ops_file_job *)job;
@@ -164,15 +186,6 @@ static void ops_open_virtual_run(struct worker_job *job)
         handle_free(h);
 }
 
-/* Opening a large value may verify it, to hand it to the kernel: that waits. */
-static bool ops_open_waits(const struct call *c, uint64_t ino)
-{
-    struct larder_attr attr;
-
-    return c->fs->passthrough.active && larder_getattr(c->fs->larder, ino, &attr) == 0 &&
-           attr.size_bytes >= c->fs->opts->core.big_bytes;
-}
-
 void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct ops_file_job j = {.c = call_begin(req, LARDER_OP_OPEN), .ino = ino, .fi = *fi};
@@ -184,10 +197,6 @@ void ops_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
             reply_error(&j.c, -EACCES);
         else
             ops_file_defer(&j, ops_open_virtual_run);
-        return;
-    }
-    if (ops_open_waits(&j.c, ino)) {
-        ops_file_defer(&j, ops_open_run);
         return;
     }
     r = ops_open_stored(&j.c, ino, fi, &h);

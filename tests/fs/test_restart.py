@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from harness import sysx, wait
+from harness import corrupt, sysx, wait
 from harness.du import disk_bytes
+from harness.errors import raises
 from harness.procs import Child
 from harness.values import first_difference, get, names, put, random_bytes, text_bytes
 from harness.wait import eventually
@@ -295,6 +296,64 @@ def test_a_map_written_after_its_file_was_closed_survives(mount, how):
         m.start()
         for size in (20_000, 2_000_000):
             assert first_difference(get(m.path(f"key-{size}")), random_bytes(size, turn)) == ""
+
+
+# Large values are verified before the kernel may read them by itself
+
+UNVERIFIED_BYTES = 40 << 20
+
+
+def opens_passed_through(m):
+    with open(m.path("key"), "rb") as f:
+        f.read(1)
+    return m.stats()["passthrough_opens"]
+
+
+@pytest.mark.parametrize("io_uring", ["off", "auto"])
+def test_a_large_value_is_verified_behind_its_first_reader(mount, io_uring):
+    m = mount(quota="256M", io_uring=io_uring)
+    data = random_bytes(UNVERIFIED_BYTES, 1)
+    put(m.path("key"), data)
+    m.restart("kill")
+    with open(m.path("key"), "rb") as f:
+        assert m.stats()["passthrough_opens"] == 0
+        assert f.read() == data
+    eventually(lambda: opens_passed_through(m) > 0, 20, "the kernel reads it by itself")
+    assert get(m.path("key")) == data
+
+
+def test_a_large_value_found_damaged_behind_its_first_reader_is_a_miss(mount):
+    m = mount(quota="256M")
+    m.allow("event=corrupt")
+    data = random_bytes(UNVERIFIED_BYTES, 1)
+    put(m.path("key"), data)
+    m.stop()
+    (big,) = corrupt.store_files(m.store, "big")
+    with open(big, "r+b") as f:
+        f.seek(UNVERIFIED_BYTES - 5)
+        f.write(bytes([data[-5] ^ 1]))
+    m.start()
+    with open(m.path("key"), "rb", buffering=0) as f:
+        assert f.read(1000) == data[:1000]  # block by block: what is whole is served
+        eventually(lambda: not os.path.exists(m.path("key")), 20, "the key is gone")
+        assert m.stats()["corrupt_records"] == 1
+        f.seek(UNVERIFIED_BYTES - 1000)
+        with raises(errno.EIO):
+            f.read(1000)
+    assert m.stats()["passthrough_opens"] == 0
+
+
+def test_a_stop_does_not_wait_for_the_verification_of_large_values(mount):
+    m = mount(quota="1G")
+    for i in range(4):
+        put(m.path(f"key-{i}"), random_bytes(UNVERIFIED_BYTES, i))
+    m.restart()
+    for i in range(4):
+        with open(m.path(f"key-{i}"), "rb"):
+            pass
+    m.restart()
+    for i in range(4):
+        assert get(m.path(f"key-{i}")) == random_bytes(UNVERIFIED_BYTES, i)
 
 
 def test_unlinked_open_files_leave_no_space_behind_after_sigkill(mount, site):

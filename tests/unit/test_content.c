@@ -866,6 +866,26 @@ static void an_allocation_nobody_saw_is_not_reserved_over(void)
     world_free(w);
 }
 
+static void a_raw_value_is_verified_in_pieces(void)
+{
+    struct world *w = world_new(64 * KIB, COMPRESS_NONE);
+    bool end = true;
+
+    make_value(w, 300000, false, false);
+    open_file(w);
+    CHECK_OK(content_verify_piece(w->c, 0, 100000, &end));
+    CHECK(!end);
+    CHECK_OK(content_verify_piece(w->c, 200000, 100000, &end));
+    CHECK(end);
+    CHECK_OK(content_verify_piece(w->c, 900000, 100000, &end));
+    CHECK(end);
+    CHECK_OK(do_write(w, 0, 100, false));
+    CHECK_EQ(content_verify_piece(w->c, 0, 100000, &end), -ENOTSUP);
+    CHECK(!end);
+    CHECK_OK(try_commit(w, false, false));
+    world_free(w);
+}
+
 static void a_lent_descriptor_outlives_its_value(void)
 {
     struct world *w = world_new(64 * KIB, COMPRESS_NONE);
@@ -876,7 +896,7 @@ static void a_lent_descriptor_outlives_its_value(void)
 
     make_value(w, 300000, false, false);
     open_file(w);
-    CHECK_OK(content_backing_fd(w->c, true, &fd));
+    CHECK_OK(content_backing_fd(w->c, &fd));
     CHECK_EQ(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDONLY);
     byte = w->now[5];
     CHECK_OK(do_truncate(w, 0));
@@ -886,7 +906,7 @@ static void a_lent_descriptor_outlives_its_value(void)
     content_committed(w->c, &w->value);
     CHECK_EQ(pread(fd, w->committed, 6, 0), 6);
     CHECK_EQ(w->committed[5], byte);
-    CHECK_EQ(content_backing_fd(w->c, true, &fd), -ENOTSUP);
+    CHECK_EQ(content_backing_fd(w->c, &fd), -ENOTSUP);
     check_all(w);
     close_file(w);
     content_drop_value(w->st, &old, false);
@@ -1022,6 +1042,7 @@ int main(void)
     RUN(a_failed_truncation_of_a_sparse_file_leaves_one_block_charged);
     RUN(growth_in_place_without_a_commit_is_the_values);
     RUN(an_allocation_nobody_saw_is_not_reserved_over);
+    RUN(a_raw_value_is_verified_in_pieces);
     RUN(a_lent_descriptor_outlives_its_value);
     RUN(an_orphan_releases_everything);
     RUN(a_damaged_segment_value_is_doubted);
