@@ -84,8 +84,8 @@ def test_each_other_workload_gives_its_results(site, unchanged, name, steps):
 def test_requests_are_counted(site, unchanged):
     """A get again is an OPEN and what follows it; a repeated miss is nobody's business but the kernel's."""
     document, text = bench(site, unchanged, "--workloads", "small", "--systems", "bare,floor-dev", "--requests")
-    if any("requests are not counted" in note for note in document["notes"]):
-        pytest.skip("no trace points of fuse")
+    if not has_system(document, "floor-dev") or any("requests are not counted" in note for note in document["notes"]):
+        pytest.skip("; ".join(document["notes"]))
     asked = {r["step"]: r["requests"] for r in document["results"] if r["system"] == "floor-dev"}
     assert asked["small/get_again"] == {"OPEN": 200, "RELEASE": 200}
     assert asked["small/miss_again"] == {}
@@ -103,11 +103,11 @@ def test_what_cannot_be_run_is_said(site, unchanged):
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_an_interrupted_run_takes_everything_away(site, unchanged, sig):
-    process = subprocess.Popen([RUN, "--silent", "--workloads", "sustained", "--systems", "bare,floor-dev,larder-dev",
+    process = subprocess.Popen([RUN, "--silent", "--workloads", "sustained", "--systems", "bare,larder-dev",
                                 "--build-dir", site.build_dir, "--dir", unchanged], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)
     site.processes.append(process)
-    eventually(lambda: sum(point.startswith(unchanged) for point, _, _ in mountinfo()) == 2, 60, "the systems mounted")
+    eventually(lambda: sum(point.startswith(unchanged) for point, _, _ in mountinfo()) == 1, 60, "larder mounted")
     process.send_signal(sig)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 1, text
