@@ -46,13 +46,13 @@ struct helper {
 
 struct helper_reply {
     int32_t result;
-    char device[MOUNTPOINT_DEVICE_BYTES];
+    char device[MOUNTINFO_DEVICE_BYTES];
 };
 
 /* In the helper. */
 struct helper_self {
     const char *mountpoint;
-    char device[MOUNTPOINT_DEVICE_BYTES]; /* "" until the mount was seen */
+    char device[MOUNTINFO_DEVICE_BYTES]; /* "" until the mount was seen */
 };
 
 static void helper_keep_only(int fds[HELPER_LINES])
@@ -230,7 +230,7 @@ static int helper_call(struct helper *h, enum helper_line line, struct helper_re
     return n == sizeof(*ret_reply) ? ret_reply->result : -ESRCH; /* somebody killed it */
 }
 
-int helper_ask(struct helper *h, char device[MOUNTPOINT_DEVICE_BYTES])
+int helper_ask(struct helper *h, char device[MOUNTINFO_DEVICE_BYTES])
 {
     struct helper_reply reply;
     int r = helper_call(h, HELPER_ASK, &reply);

@@ -14,7 +14,7 @@ struct helper;
 int helper_start(const char *mountpoint, struct helper **ret_helper);
 /* A stat of the mount point, which reaches the daemon through the kernel; waits for the answer. Fills in the device
  * of the topmost mount there, "" when there is none. */
-int helper_ask(struct helper *h, char device[MOUNTPOINT_DEVICE_BYTES]);
+int helper_ask(struct helper *h, char device[MOUNTINFO_DEVICE_BYTES]);
 /* Takes the mount off the tree if it is (still) the one helper_ask saw. Also while helper_ask waits in another
  * thread. */
 int helper_detach(struct helper *h);

@@ -47,97 +47,13 @@ static int mountpoint_fail(char *err, int r, const char *format, ...)
     return r;
 }
 
-int mountpoint_absolute(const char *path, char **ret_path)
-{
-    _cleanup_free_ char *copy = strdup(path), *parent = NULL;
-    char *slash, *base;
-    size_t bytes;
-
-    if (!copy)
-        return -ENOMEM;
-    bytes = strlen(copy);
-    while (bytes > 1 && copy[bytes - 1] == '/')
-        copy[--bytes] = '\0';
-    slash = strrchr(copy, '/');
-    base = slash ? slash + 1 : copy;
-    if (!*base || strcmp(base, ".") == 0 || strcmp(base, "..") == 0) {
-        *ret_path = realpath(copy, NULL);
-        return *ret_path ? 0 : -errno;
-    }
-    if (slash)
-        *slash = '\0';
-    parent = realpath(slash ? (slash == copy ? "/" : copy) : ".", NULL);
-    if (!parent)
-        return -errno;
-    if (asprintf(ret_path, "%s/%s", strcmp(parent, "/") == 0 ? "" : parent, base) < 0)
-        return -ENOMEM;
-    return 0;
-}
-
-/* mountinfo writes blanks and backslashes as \ooo. In place. */
-static void mountpoint_unescape(char *text)
-{
-    char *out = text;
-
-    for (const char *p = text; *p; p++) {
-        if (p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] && p[3]) {
-            *out++ = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
-            p += 3;
-        } else {
-            *out++ = *p;
-        }
-    }
-    *out = '\0';
-}
-
-struct mountpoint_entry {
-    char device[MOUNTPOINT_DEVICE_BYTES], type[64];
-    const char *at, *source; /* inside the line */
-};
-
-/* One line of mountinfo; cuts it up. "... MAJOR:MINOR ROOT AT OPTIONS [FIELDS] - TYPE SOURCE OPTIONS" */
-static bool mountpoint_parse(char *line, struct mountpoint_entry *ret_entry)
-{
-    char *rest = strstr(line, " - "), *at, *source;
-    int start = 0, type_end = 0;
-
-    if (!rest || sscanf(line, "%*d %*d %31s %*s %n", ret_entry->device, &start) != 1 || start == 0 ||
-        sscanf(rest, " - %63s %n", ret_entry->type, &type_end) != 1 || type_end == 0)
-        return false;
-    at = line + start;
-    source = rest + type_end;
-    at[strcspn(at, " ")] = '\0';
-    source[strcspn(source, " \n")] = '\0';
-    mountpoint_unescape(at);
-    mountpoint_unescape(source);
-    ret_entry->at = at;
-    ret_entry->source = source;
-    return true;
-}
-
-/* Calls match for every mount until it says stop (true). */
-static void mountpoint_each(bool (*match)(const struct mountpoint_entry *entry, void *ctx), void *ctx)
-{
-    _cleanup_free_ char *line = NULL;
-    FILE *f = fopen("/proc/self/mountinfo", "re");
-    struct mountpoint_entry entry;
-    size_t line_bytes = 0;
-
-    if (!f)
-        return;
-    while (getline(&line, &line_bytes, f) > 0)
-        if (mountpoint_parse(line, &entry) && match(&entry, ctx))
-            break;
-    (void)fclose(f);
-}
-
 struct mountpoint_search {
     const char *text;
-    struct mountpoint_entry entry;
+    struct mountinfo_entry entry;
     bool found;
 };
 
-static bool mountpoint_match_path(const struct mountpoint_entry *entry, void *ctx)
+static bool mountpoint_match_path(const struct mountinfo_entry *entry, void *ctx)
 {
     struct mountpoint_search *search = ctx;
 
@@ -148,7 +64,7 @@ static bool mountpoint_match_path(const struct mountpoint_entry *entry, void *ct
     return false; /* later lines lie on top */
 }
 
-static bool mountpoint_match_source(const struct mountpoint_entry *entry, void *ctx)
+static bool mountpoint_match_source(const struct mountinfo_entry *entry, void *ctx)
 {
     struct mountpoint_search *search = ctx;
 
@@ -157,11 +73,11 @@ static bool mountpoint_match_source(const struct mountpoint_entry *entry, void *
 }
 
 /* The topmost mount exactly at path; false when there is none. at and source are gone. */
-static bool mountpoint_find(const char *path, struct mountpoint_entry *ret_entry)
+static bool mountpoint_find(const char *path, struct mountinfo_entry *ret_entry)
 {
     struct mountpoint_search search = {.text = path};
 
-    mountpoint_each(mountpoint_match_path, &search);
+    (void)mountinfo_each(mountpoint_match_path, &search);
     if (search.found)
         *ret_entry = search.entry;
     return search.found;
@@ -171,13 +87,13 @@ bool mountpoint_has_source(const char *source)
 {
     struct mountpoint_search search = {.text = source};
 
-    mountpoint_each(mountpoint_match_source, &search);
+    (void)mountinfo_each(mountpoint_match_source, &search);
     return search.found;
 }
 
-int mountpoint_device(const char *path, char device[MOUNTPOINT_DEVICE_BYTES])
+int mountpoint_device(const char *path, char device[MOUNTINFO_DEVICE_BYTES])
 {
-    struct mountpoint_entry entry;
+    struct mountinfo_entry entry;
 
     if (!mountpoint_find(path, &entry))
         return -ENOENT;
@@ -205,7 +121,7 @@ static int mountpoint_detach_any(const char *path)
 
 int mountpoint_detach(const char *path, const char *device)
 {
-    struct mountpoint_entry entry;
+    struct mountinfo_entry entry;
 
     if (!mountpoint_find(path, &entry) || strcmp(entry.device, device) != 0)
         return 0;
@@ -258,7 +174,7 @@ static int mountpoint_open_connections(void)
 
 int mountpoint_abort(const char *device)
 {
-    char control[MOUNTPOINT_DEVICE_BYTES + 8];
+    char control[MOUNTINFO_DEVICE_BYTES + 8];
     const char *minor_no = strchr(device, ':');
     int dir, fd, r;
 
@@ -283,7 +199,7 @@ static bool mountpoint_is_dead(int answer)
 
 static int mountpoint_clear_dead(const char *path, char *err)
 {
-    struct mountpoint_entry entry;
+    struct mountinfo_entry entry;
     char quoted[256];
     int answer = mountpoint_ask(path);
 
@@ -342,7 +258,7 @@ static bool mountpoint_contains(const char *outer, const char *inner)
 int mountpoint_prepare(const struct fs_options *o, char *err)
 {
     const char *path = o->mountpoint;
-    struct mountpoint_entry entry;
+    struct mountinfo_entry entry;
     struct stat st;
     int r;
 

@@ -5,20 +5,18 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "core/mountinfo.h"
+
 #define MOUNTPOINT_ERROR_BYTES 512
 
 struct fs_options;
 
-/* Absolute and without symlinks, also when the last component is missing or a dead mount. *ret_path is the
- * caller's. */
-int mountpoint_absolute(const char *path, char **ret_path);
 /* The machine: kernel, /dev/fuse, fusermount3, allow_other. -errno with err. */
 int mountpoint_check_machine(const struct fs_options *o, char *err);
 /* The directory; clears a dead larder mount from it. -errno with err. */
 int mountpoint_prepare(const struct fs_options *o, char *err);
 /* The device number, as mountinfo writes it, of the topmost mount at path. -ENOENT when there is none. */
-#define MOUNTPOINT_DEVICE_BYTES 32
-int mountpoint_device(const char *path, char device[MOUNTPOINT_DEVICE_BYTES]);
+int mountpoint_device(const char *path, char device[MOUNTINFO_DEVICE_BYTES]);
 /* Whether a larder is mounted anywhere from that source (which -o fsname= may hide). */
 bool mountpoint_has_source(const char *source);
 /* Takes the mount of that device off the tree at once; holders of open files keep them. 0 also when

@@ -601,13 +601,13 @@ int options_resolve(struct fs_options *o, char *err)
     char *path;
     int r;
 
-    r = mountpoint_absolute(o->store, &path);
+    r = path_absolute(o->store, &path);
     if (r < 0)
         return options_fail(err, "store %s: %s", o->store, strerror(-r));
     free(o->store);
     o->store = path;
     path = realpath(o->mountpoint, NULL); /* a link to a directory will do; a dead mount cannot be resolved */
-    r = path ? 0 : mountpoint_absolute(o->mountpoint, &path);
+    r = path ? 0 : path_absolute(o->mountpoint, &path);
     if (r < 0)
         return options_fail(err, "mount point %s: %s", o->mountpoint, strerror(-r));
     free(o->mountpoint);

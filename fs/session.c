@@ -49,7 +49,7 @@ struct session {
     struct confine_report confined; /* (c) before the loop */
     int ready_fd;
     bool io_uring_asked;                  /* (c) of libfuse */
-    char device[MOUNTPOINT_DEVICE_BYTES]; /* (c) after ready */
+    char device[MOUNTINFO_DEVICE_BYTES]; /* (c) after ready */
     pthread_t loop_thread, signal_thread, ready_thread;
     _Atomic bool loop_ended;
     _Atomic bool answered; /* the ready thread's request came back */

@@ -17,6 +17,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include "core/mountinfo.h"
+
 #ifndef LARDER_VERSION
 #define LARDER_VERSION "unknown"
 #endif
@@ -88,8 +90,6 @@ int mount_find_at(const char *path, struct mount_entry *ret_mount);
 int mount_find_of(const char *path, struct mount_entry *ret_mount);
 /* Likewise, but it must be a live larder, else says why not and returns an exit code (TOOL_FAILED). */
 int mount_need_larder(const struct command *command, const char *path, struct mount_entry *ret_mount);
-/* Absolute and without symlinks, also when the last component is missing or a dead mount. */
-int path_absolute(const char *path, char **ret_path);
 /* What a mount whose daemon is gone answers. */
 bool error_is_dead_mount(int error);
 bool mount_is_dead(const char *mountpoint);

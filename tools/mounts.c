@@ -25,60 +25,6 @@ void mount_entry_free(struct mount_entry *m)
     *m = (struct mount_entry){0};
 }
 
-/* mountinfo writes blanks and backslashes as \ooo. In place. */
-static void unescape(char *text)
-{
-    char *out = text;
-
-    for (const char *p = text; *p; p++) {
-        if (p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' &&
-            p[3] <= '7') {
-            *out++ = (char)((p[1] - '0') << 6 | (p[2] - '0') << 3 | (p[3] - '0'));
-            p += 3;
-        } else {
-            *out++ = *p;
-        }
-    }
-    *out = '\0';
-}
-
-static int entry_copy(struct mount_entry *m, char *path, char *type, char *source)
-{
-    unescape(path);
-    unescape(source);
-    m->path = strdup(path);
-    m->type = strdup(type);
-    m->source = strdup(source);
-    m->is_larder = strcmp(type, MOUNT_TYPE) == 0;
-    if (m->path && m->type && m->source)
-        return 0;
-    mount_entry_free(m);
-    return -ENOMEM;
-}
-
-/* "ID PARENT MAJOR:MINOR ROOT PATH OPTIONS... - TYPE SOURCE OPTIONS" */
-static int entry_parse(char *line, struct mount_entry *ret_entry)
-{
-    char *rest = strstr(line, " - "), *path, *type, *source;
-    unsigned device_major, device_minor;
-    int start = 0;
-
-    *ret_entry = (struct mount_entry){0};
-    if (!rest || sscanf(line, "%*d %*d %u:%u %*s %n", &device_major, &device_minor, &start) != 2 ||
-        start == 0)
-        return -EINVAL;
-    path = line + start;
-    type = rest + 3;
-    source = strchr(type, ' ');
-    if (!source)
-        return -EINVAL;
-    *source++ = '\0';
-    source[strcspn(source, " \n")] = '\0';
-    path[strcspn(path, " ")] = '\0';
-    ret_entry->device = makedev(device_major, device_minor);
-    return entry_copy(ret_entry, path, type, source);
-}
-
 static bool path_is_below(const char *outer, const char *inner)
 {
     size_t bytes = strlen(outer);
@@ -89,37 +35,54 @@ static bool path_is_below(const char *outer, const char *inner)
 }
 
 /* The last of the deepest mounts that path lies on, or (exact) that are at it. */
+struct mount_search {
+    const char *path;
+    bool exact;
+    struct mount_entry best;
+    int error;
+};
+
+static int entry_copy(struct mount_entry *m, const struct mountinfo_entry *entry)
+{
+    unsigned device_major = 0, device_minor = 0;
+
+    (void)sscanf(entry->device, "%u:%u", &device_major, &device_minor);
+    *m = (struct mount_entry){.path = strdup(entry->at),
+                              .type = strdup(entry->type),
+                              .source = strdup(entry->source),
+                              .device = makedev(device_major, device_minor),
+                              .is_larder = strcmp(entry->type, MOUNT_TYPE) == 0};
+    if (m->path && m->type && m->source)
+        return 0;
+    mount_entry_free(m);
+    return -ENOMEM;
+}
+
+static bool mount_visit(const struct mountinfo_entry *entry, void *ctx)
+{
+    struct mount_search *search = ctx;
+
+    if (search->exact ? strcmp(entry->at, search->path) != 0 : !path_is_below(entry->at, search->path))
+        return false;
+    if (search->best.path && strlen(entry->at) < strlen(search->best.path))
+        return false;
+    mount_entry_free(&search->best); /* later lines lie on top */
+    search->error = entry_copy(&search->best, entry);
+    return search->error < 0;
+}
+
 static int mount_search(const char *path, bool exact, struct mount_entry *ret_mount)
 {
-    FILE *f = fopen("/proc/self/mountinfo", "re");
-    struct mount_entry best = {0}, entry;
-    char *line = NULL;
-    size_t line_bytes = 0;
-    int r = 0;
+    struct mount_search search = {.path = path, .exact = exact};
+    int r = mountinfo_each(mount_visit, &search);
 
-    if (!f)
-        return -errno;
-    while (r != -ENOMEM && getline(&line, &line_bytes, f) > 0) {
-        r = entry_parse(line, &entry);
-        if (r < 0)
-            continue;
-        if (exact
-                ? strcmp(entry.path, path) != 0
-                : !path_is_below(entry.path, path) || (best.path && strlen(entry.path) < strlen(best.path))) {
-            mount_entry_free(&entry);
-            continue;
-        }
-        mount_entry_free(&best); /* later lines lie on top */
-        best = entry;
-    }
-    free(line);
-    (void)fclose(f);
-    if (r == -ENOMEM) {
-        mount_entry_free(&best);
-        return r;
-    }
-    *ret_mount = best;
-    return best.path ? 0 : -ENOENT;
+    if (r == 0)
+        r = search.error;
+    if (r == 0 && !search.best.path)
+        r = -ENOENT;
+    if (r == 0)
+        *ret_mount = search.best;
+    return r;
 }
 
 int mount_find_at(const char *path, struct mount_entry *ret_mount)
@@ -219,33 +182,6 @@ int mount_need_larder(const struct command *command, const char *path, struct mo
     if (mount_is_dead(ret_mount->path))
         return fail_with_mount(command, path, ret_mount, ENOTCONN);
     return TOOL_OK;
-}
-
-int path_absolute(const char *path, char **ret_path)
-{
-    _cleanup_free_ char *copy = strdup(path), *parent = NULL;
-    char *slash, *base;
-    size_t bytes;
-
-    if (!copy)
-        return -ENOMEM;
-    bytes = strlen(copy);
-    while (bytes > 1 && copy[bytes - 1] == '/')
-        copy[--bytes] = '\0';
-    slash = strrchr(copy, '/');
-    base = slash ? slash + 1 : copy;
-    if (!*base || strcmp(base, ".") == 0 || strcmp(base, "..") == 0) {
-        *ret_path = realpath(copy, NULL);
-        return *ret_path ? 0 : -errno;
-    }
-    if (slash)
-        *slash = '\0';
-    parent = realpath(slash ? (slash == copy ? "/" : copy) : ".", NULL);
-    if (!parent)
-        return -errno;
-    if (asprintf(ret_path, "%s/%s", strcmp(parent, "/") == 0 ? "" : parent, base) < 0)
-        return -ENOMEM;
-    return 0;
 }
 
 bool mount_config(const char *mountpoint, const char *name, char *out, size_t out_bytes)
