@@ -10,7 +10,7 @@
  * the last one applied. A hole in the history is one of two things:
  *   torn      a power cut leaves holes in what was not synced. Nothing behind one is applied: what was synced lies
  *             before it. A file behind the hole is counted and skipped, now and at every later replay, because the
- *             next daemon's file carries on from before it.
+ *             next daemon's file carries on from before it. A first file that was never filled is such a hole.
  *   damage    where the machine has not gone down since (the boot id says so), or where a checkpoint says that it had
  *             been synced. Then what is known may be older than what was acknowledged, and must not be served. If the
  *             first valid record behind the hole recalls every node that the missing ones changed (ENTRY_RECALL),
@@ -66,6 +66,7 @@ struct replay {
     const uint8_t *boot_id;    /* borrowed; of this boot of the machine, NULL: not known */
     bool same_boot;            /* the daemon whose records these are ran in this boot */
     bool lost;                 /* there is damage that nothing makes good */
+    bool start_is_torn;        /* a file that was never filled lies before all that were read */
     uint64_t find_budget_bytes; /* what searches may still hash */
     struct errtext *err;
 };
@@ -460,7 +461,7 @@ static bool replay_continues(struct replay *rp, uint32_t no)
     uint64_t first_seq = rp->reader.header.first_seq;
 
     if (!rp->out->found_index && rp->next_seq == 0) {
-        rp->next_seq = first_seq;
+        rp->next_seq = rp->start_is_torn ? 1 : first_seq;
         if (first_seq != 1)
             rp->out->corrupt_records++; /* the checkpoint is lost; entries set states, so the rest still helps */
     }
@@ -517,8 +518,10 @@ static int replay_journals(struct replay *rp)
             r = replay_joins(rp, no);
             rp->out->corrupt_records += r == -EBADMSG;
         }
-        if (r == -ENODATA) /* made, then cut off before its header */
+        if (r == -ENODATA) { /* made, then cut off before its header */
             rp->out->torn_bytes += rp->reader.file_bytes;
+            rp->start_is_torn |= rp->next_seq == 0;
+        }
         if (r == -ENODATA || r == -EBADMSG)
             continue;
         if (r < 0)

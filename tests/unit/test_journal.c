@@ -480,6 +480,37 @@ static void test_gap(void)
     dir_free(&d);
 }
 
+/* A power cut takes all of the first file and leaves the second, to which nothing was synced either. The history
+ * begins before the hole, so it is empty. */
+static void test_torn_from_the_start(void)
+{
+    struct dir d = dir_new();
+    struct quota q;
+    struct state s;
+    struct journal_replay replay;
+    struct checkpoint *cp;
+    uint8_t *bytes;
+    size_t count;
+    struct journal *j;
+
+    quota_init(&q, 64 * MIB);
+    j = must_open(&d, &q, &s, &replay);
+    CHECK_OK(journal_write(j, append(j, 0)));
+    CHECK_OK(checkpoint_begin(j, 4096, &(uint64_t){0}, &cp));
+    checkpoint_abort(&cp);
+    CHECK_OK(journal_write(j, append(j, 0)));
+    journal_close(j);
+    CHECK_EQ(dir_count(&d, "journal-"), 2);
+    bytes = file_read(&d, "journal-00000001", &count);
+    memset(bytes, 0, count);
+    file_write(&d, "journal-00000001", bytes, count);
+    free(bytes);
+    replay = look(&d, &s);
+    CHECK_EQ(replay.last_seq, 0);
+    CHECK_EQ(replay.entries, 0);
+    dir_free(&d);
+}
+
 static void test_foreign_files(void)
 {
     struct dir d = dir_new();
@@ -884,6 +915,7 @@ int main(void)
     test_checkpoint_abort();
     test_bad_checkpoint();
     test_gap();
+    test_torn_from_the_start();
     test_foreign_files();
     test_walk();
     test_quota_covers_disk(NO_LIMIT);
