@@ -61,7 +61,7 @@ static inline uint64_t mono_ns(void)
 /* Whether a facility is in use, and why (not): a constant string for .larder/config. */
 struct fs_facility {
     bool active;
-    const char *reason;
+    const char *_Atomic reason; /* (a) that of io_uring may change once more while requests are served */
 };
 
 struct fs {
