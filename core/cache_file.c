@@ -850,6 +850,12 @@ static int commit_locked(struct open_node *on, bool durable)
     return changed ? commit_value(on, &v, true, durable) : commit_unchanged(on, durable);
 }
 
+/* Its own new file was cut short underneath. */
+static int commit_result(int r)
+{
+    return r == -EBADMSG || r == -ENODATA ? -EIO : r;
+}
+
 int open_node_commit(struct open_node *on, bool durable)
 {
     int r;
@@ -859,7 +865,7 @@ int open_node_commit(struct open_node *on, bool durable)
     lock_take(&on->lock);
     r = commit_locked(on, durable);
     lock_give(&on->lock);
-    return r == -EBADMSG || r == -ENODATA ? -EIO : r; /* its own new file was cut short underneath */
+    return commit_result(r);
 }
 
 int larder_flush(struct larder_file *f)
@@ -877,16 +883,31 @@ int larder_flush(struct larder_file *f)
     return r;
 }
 
-int larder_flush_rest(struct larder_file *f)
+/* Held with the file lock the answer stays true of what is in the content: who opens it with O_TRUNC is a writer first. */
+static bool is_left_to_others(const struct larder_file *f)
 {
     struct larder *l = f->l;
     bool others;
 
-    CHECK_OBJ(f, LARDER_FILE_MAGIC);
     lock_take(&l->lock);
     others = f->on->writers > 1;
     lock_give(&l->lock);
-    return others && atomic_load(&f->flushed) ? 0 : larder_flush(f);
+    return others && atomic_load(&f->flushed);
+}
+
+int larder_flush_rest(struct larder_file *f)
+{
+    struct open_node *on = f->on;
+    int r = 0;
+
+    CHECK_OBJ(f, LARDER_FILE_MAGIC);
+    if (!f->writable || !has_something_to_commit(on))
+        return 0;
+    lock_take(&on->lock);
+    if (!is_left_to_others(f))
+        r = commit_locked(on, f->l->opts.durability == LARDER_DURABILITY_FSYNC);
+    lock_give(&on->lock);
+    return commit_result(r);
 }
 
 int larder_fsync(struct larder_file *f, bool datasync)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A rename that another overtakes between the commit of what it moves and the move itself. The overtaker is called from
- * the commit's fdatasync, so it comes at that very moment, each time.
+ * Calls that another one overtakes, at each moment at which it can: a rename, between the commit of what it moves (from
+ * whose fdatasync the overtaker is called) and the move itself; a release, wherever it holds no lock.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -123,8 +123,77 @@ static void a_file_that_takes_the_name_during_a_rename_is_committed_by_it(void)
     memdisk_free(d);
 }
 
+/* Where the release is stopped: after so many times that it has given back all its locks. */
+static _Thread_local unsigned locks_held;
+static _Thread_local unsigned stop_at;
+static struct larder_file *next;
+
+/* NOLINTBEGIN(bugprone-reserved-identifier): the linker's --wrap wants these names */
+void __real_lock_take(struct lock *l);
+void __real_lock_give(struct lock *l);
+void __wrap_lock_take(struct lock *l);
+void __wrap_lock_give(struct lock *l);
+
+void __wrap_lock_take(struct lock *l)
+{
+    __real_lock_take(l);
+    locks_held++;
+}
+
+static void *truncate_it(void *arg)
+{
+    CHECK_OK(larder_open_file(shared_larder, *(uint64_t *)arg, O_WRONLY | O_TRUNC, &next));
+    return NULL;
+}
+
+static uint64_t key;
+
+void __wrap_lock_give(struct lock *l)
+{
+    pthread_t thread;
+
+    __real_lock_give(l);
+    locks_held--;
+    if (locks_held > 0 || stop_at == 0 || --stop_at > 0)
+        return;
+    CHECK_OK(pthread_create(&thread, NULL, truncate_it, &key));
+    CHECK_OK(pthread_join(thread, NULL));
+}
+/* NOLINTEND(bugprone-reserved-identifier) */
+
+/* The release committed the empty file of an open that came between its look at the writers and its commit: a SIGKILL
+ * then left neither the old value nor the new one. */
+static void a_release_does_not_commit_the_truncation_of_the_next_writer(void)
+{
+    struct memdisk *d = memdisk_new();
+    struct larder *l = shared_larder = open_on(d, LARDER_DURABILITY_CLOSE);
+    struct larder_file *closed;
+    struct larder_attr attr;
+    unsigned moments = 0;
+
+    closed = create(l, "key", "value");
+    CHECK_OK(larder_flush(closed));
+    larder_release(closed);
+    CHECK_OK(larder_lookup(l, LARDER_ROOT, "key", 3, &attr));
+    key = attr.ino;
+    do {
+        next = NULL;
+        CHECK_OK(larder_open_file(l, key, O_WRONLY, &closed));
+        stop_at = ++moments;
+        larder_release(closed);
+        stop_at = 0;
+        if (next)
+            larder_abandon(next); /* as a kill would */
+        check_value(l, "key", "value");
+    } while (next);
+    CHECK(moments > 3);
+    CHECK_OK(larder_close(l));
+    memdisk_free(d);
+}
+
 int main(void)
 {
     RUN(a_file_that_takes_the_name_during_a_rename_is_committed_by_it);
+    RUN(a_release_does_not_commit_the_truncation_of_the_next_writer);
     return 0;
 }
