@@ -505,8 +505,10 @@ static void check_segment(struct check *c, const struct found *f)
         r = format_segment_header_unpack(raw, c->in.sb.store_id, (uint32_t)f->no);
     if (r == -EBADMSG && bytes_are_zero(raw, sizeof(raw)) && first->start >= BLOCK_BYTES)
         r = 0; /* its block was given back when the last value in it left: nothing reads the header by then */
-    if (r < 0)
-        say(c, c->power_lost ? 'N' : 'E', name, "its header is not valid, and values are in it: %s",
+    if (r < 0) /* after a power cut it may be, and the values in the file whole */
+        say(c, 'N', name,
+            "its header is not valid (%s); it only helps when the superblock is lost: each value in the file was checked "
+            "by itself",
             strerror(-r));
 }
 
