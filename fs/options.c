@@ -602,6 +602,9 @@ int options_resolve(struct fs_options *o, char *err)
     int r;
 
     r = path_absolute(o->store, &path);
+    if (r == -ENOENT)
+        return options_fail(err, "store %s: the directory to make it in is missing; create it: mkdir -p %s", o->store,
+                            o->store);
     if (r < 0)
         return options_fail(err, "store %s: %s", o->store, strerror(-r));
     free(o->store);
