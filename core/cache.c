@@ -89,6 +89,8 @@ static int check_options(const struct larder_options *o, struct errtext *err)
     if (o->quota_bytes != 0 && o->quota_bytes < LARDER_QUOTA_BYTES_MIN)
         return errtext(err, -EINVAL, "quota %llu bytes is too small to work with: the least is %llu bytes (1MiB), or 0 to keep nothing",
                        (unsigned long long)o->quota_bytes, (unsigned long long)LARDER_QUOTA_BYTES_MIN);
+    if (o->hits == LARDER_HITS_SAMPLED && !o->read_only)
+        return errtext(err, -EINVAL, "sampled hits are for a read-only cache: no writer's close would be heard of");
     if (o->big_bytes < 4 * KIB || o->big_bytes > STAGE_MEMORY_BYTES_MAX)
         return errtext(err, -EINVAL, "big_bytes %u is out of range: 4KiB to 4MiB", o->big_bytes);
     return 0;

@@ -324,6 +324,9 @@ void node_clear_priv(struct node *n);                 /* setuid, and setgid of e
 /* cache_attr.c. Cache lock held. */
 uint64_t cache_valid_ns(const struct larder *l, const struct node *n);
 void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr *ret_attr);
+/* Somebody may read it, whatever becomes of its names: it has open files, or nobody says so (sampled) and the kernel
+ * knows it. */
+bool node_may_be_open(const struct larder *l, const struct node *n);
 /* Past its deadline, or evicted: as good as gone for all but those who have it open. Answered -ESTALE, which makes the kernel
  * look its name up again, at once. */
 bool cache_is_stale(const struct larder *l, const struct node *n);

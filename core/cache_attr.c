@@ -3,7 +3,8 @@
  * cache_attr: attributes of nodes, and for how long the kernel may believe them.
  *
  * The daemon is the only writer and tells the kernel of every change that did not come through it, so answers are
- * good for ever, except under a deadline: then for as long as it is away, and not a moment longer (C3).
+ * good for ever, except under a deadline: then for as long as it is away, and not a moment longer (C3). Names are,
+ * where hits are sampled, for SAMPLE_NS at most.
  */
 #include "cache.h"
 
@@ -21,6 +22,21 @@ uint64_t cache_valid_ns(const struct larder *l, const struct node *n)
         return LARDER_FOREVER;
     now = cache_now(l);
     return deadline > now ? deadline - now : 0;
+}
+
+#define SAMPLE_NS (10 * NS_PER_S)
+#define SAMPLES_PER_IDLE 8u
+
+/* Sampled hits: a use is seen when the kernel asks for the name, so it is made to ask, and so often that a key that is
+ * in use does not idle away. */
+static uint64_t name_valid_ns(const struct larder *l, const struct node *n, uint64_t valid_ns)
+{
+    uint64_t idle_ns;
+
+    if (l->opts.hits == LARDER_HITS_EXACT || !node_is_file(n))
+        return valid_ns;
+    idle_ns = policy_idle(l, n, NULL); /* none: larger than any */
+    return MIN(valid_ns, MIN(SAMPLE_NS, idle_ns / SAMPLES_PER_IDLE));
 }
 
 static uint64_t node_disk_bytes(const struct larder *l, const struct node *n)
@@ -56,6 +72,7 @@ void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr 
         .btime_ns = 0,
         .valid_ns = cache_valid_ns(l, n),
     };
+    ret_attr->name_valid_ns = name_valid_ns(l, n, ret_attr->valid_ns);
     if (node_is_dir(n)) {
         ret_attr->size_bytes = BLOCK_BYTES;
         if (!n->first_dentry && ret_attr->ino != LARDER_ROOT)
@@ -67,9 +84,14 @@ void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr 
     }
 }
 
+bool node_may_be_open(const struct larder *l, const struct node *n)
+{
+    return n->flags & NODE_OPEN || (l->opts.hits == LARDER_HITS_SAMPLED && n->lookups > 0);
+}
+
 bool cache_is_stale(const struct larder *l, const struct node *n)
 {
-    if (n->flags & (NODE_OPEN | NODE_NEW))
+    if (n->flags & NODE_NEW || node_may_be_open(l, n))
         return false;
     return n->flags & NODE_EVICTED || (n->first_dentry && cache_is_expired(l, n, NULL));
 }

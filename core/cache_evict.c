@@ -62,7 +62,7 @@ void node_take_value(struct larder *l, struct node *n, struct value *ret_value)
     static const struct value empty = {.kind = VALUE_EMPTY};
 
     *ret_value = empty;
-    if (!node_is_file(n) || (n->flags & NODE_OPEN))
+    if (!node_is_file(n) || node_may_be_open(l, n))
         return;
     node_value(l->tree, n, ret_value);
     cache_count_value(l, ret_value, -1);
@@ -163,7 +163,7 @@ void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, 
     n->flags |= NODE_EVICTED;
     node_unlinked(l, n);
     node_take_value(l, n, ret_value);
-    if (!(n->flags & NODE_OPEN))
+    if (!node_may_be_open(l, n))
         node_drop_tlv(l->tree, n);
     node_gone_if_unused(l, n);
 }

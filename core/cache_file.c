@@ -231,11 +231,17 @@ void open_node_put(struct open_node *on, bool writer)
     log_let_go_of_logged(l, &gone, gone.kind != VALUE_EMPTY);
 }
 
+/* Of an open that only means to read on: what has left since is read by those who had it open. */
+static bool is_left_open(const struct larder *l, const struct node *n)
+{
+    return l->opts.hits == LARDER_HITS_SAMPLED && n->lookups > 0;
+}
+
 static int open_check(struct larder *l, struct node *n, int flags)
 {
     bool writes = (flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC);
 
-    if (!n || n->flags & NODE_EVICTED)
+    if (!n || (n->flags & NODE_EVICTED && !is_left_open(l, n)))
         return -ESTALE;
     if (node_is_dir(n))
         return writes ? -EISDIR : -EINVAL;
@@ -248,6 +254,8 @@ static int open_check(struct larder *l, struct node *n, int flags)
 
 static void count_open(struct larder *l, struct node *n, int flags)
 {
+    if (l->opts.hits == LARDER_HITS_SAMPLED)
+        return; /* the lookup was counted */
     COUNT(l, opens);
     if (n->flags & NODE_NEW)
         return;
@@ -267,7 +275,7 @@ static int open_locked(struct larder *l, uint64_t id, int flags, bool writable, 
 
     if (r < 0)
         return r;
-    if (n->first_dentry && !(n->flags & (NODE_OPEN | NODE_NEW)) && cache_is_expired(l, n, &reason)) {
+    if (n->first_dentry && !(n->flags & NODE_NEW) && !node_may_be_open(l, n) && cache_is_expired(l, n, &reason)) {
         cache_drop_node(l, n, reason, ret_expired);
         return -ESTALE; /* the kernel looks the name up again and finds it gone */
     }
@@ -276,6 +284,8 @@ static int open_locked(struct larder *l, uint64_t id, int flags, bool writable, 
         return r;
     count_open(l, n, flags);
     l->handle_count++;
+    if (l->opts.hits == LARDER_HITS_SAMPLED && cache_is_expired(l, n, NULL))
+        return 0; /* who reads on past the deadline does not move it */
     if (n->first_dentry) {
         evict_use(&l->evict, l->tree, n, cache_now(l));
         if (l->opts.idle_ns != POLICY_UNSET || l->policy_dirs > 0 || n->ext)

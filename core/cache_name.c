@@ -107,6 +107,17 @@ static bool drop_if_expired(struct larder *l, struct node *n, struct aftermath *
     return true;
 }
 
+/* Sampled hits: all that is heard of a use. */
+static void count_lookup(struct larder *l, struct node *n)
+{
+    if (l->opts.hits == LARDER_HITS_EXACT || !node_is_file(n))
+        return;
+    COUNT(l, hits);
+    if (n->hits < UINT32_MAX)
+        n->hits++;
+    evict_use(&l->evict, l->tree, n, cache_now(l));
+}
+
 int larder_lookup(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, struct larder_attr *ret_attr)
 {
     struct aftermath after = {0};
@@ -134,6 +145,7 @@ int larder_lookup(struct larder *l, uint64_t parent, const char *name, size_t na
     }
     if (n && r == 0) {
         n->lookups++;
+        count_lookup(l, n);
         cache_fill_attr(l, n, ret_attr);
     } else {
         *ret_attr = (struct larder_attr){.valid_ns = LARDER_FOREVER};

@@ -64,6 +64,7 @@ void larder_stats(struct larder *l, struct larder_stats *ret_stats)
     ret_stats->journal_bytes = journal_disk_bytes(l->journal);
     ret_stats->checkpoint_bytes = journal_checkpoint_bytes(l->journal);
     ret_stats->read_only = l->opts.read_only || atomic_load(&l->failed);
+    ret_stats->hits_sampled = l->opts.hits == LARDER_HITS_SAMPLED;
     ret_stats->uptime_ns = clock_mono_ns(&l->clock) - l->opened_mono_ns;
 }
 

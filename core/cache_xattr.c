@@ -236,7 +236,7 @@ static int fact_text(const struct larder *l, const struct node *n, const char *k
         return -ENODATA;
     node_value(l->tree, n, &v);
     if (strcmp(key, "hits") == 0)
-        (void)snprintf(out, TEXT_BYTES, "%u", n->hits);
+        (void)snprintf(out, TEXT_BYTES, "%u%s", n->hits, l->opts.hits == LARDER_HITS_SAMPLED ? " sampled" : "");
     else if (strcmp(key, "age") == 0)
         larder_format_age((now > n->written_ns ? now - n->written_ns : 0) / NS_PER_MS * NS_PER_MS, out);
     else if (strcmp(key, "stored_bytes") == 0)

@@ -38,6 +38,7 @@ struct larder_dir;  /* an open directory: a position in it */
 
 enum larder_compress { LARDER_COMPRESS_AUTO, LARDER_COMPRESS_LZ4, LARDER_COMPRESS_NONE };
 enum larder_durability { LARDER_DURABILITY_CLOSE, LARDER_DURABILITY_FSYNC };
+enum larder_hits { LARDER_HITS_EXACT, LARDER_HITS_SAMPLED };
 
 struct larder_options {
     uint64_t quota_bytes;      /* 0: keep nothing; else >= LARDER_QUOTA_BYTES_MIN; UINT64_MAX: what the disk has */
@@ -48,6 +49,9 @@ struct larder_options {
     enum larder_durability durability;
     uint32_t big_bytes;        /* larger values get a file of their own: 4 KiB .. 4 MiB */
     bool read_only;
+    /* SAMPLED: nobody says when a file is opened and closed. A use is a lookup; larder_open_file is only the means to
+     * read, also of what has expired or left since, as long as the caller has a reference to it. Needs read_only. */
+    enum larder_hits hits;
     uint32_t root_uid, root_gid, root_mode; /* of the root directory when the store is new */
 };
 #define LARDER_QUOTA_BYTES_MIN (1ull << 20)
@@ -90,7 +94,8 @@ struct larder_attr {
     uint32_t mode, nlink, uid, gid;
     uint64_t rdev, size_bytes, disk_bytes;
     int64_t atime_ns, mtime_ns, ctime_ns, btime_ns;
-    uint64_t valid_ns; /* how long it, and the name it was found by, may be cached; LARDER_FOREVER: until told */
+    uint64_t valid_ns;      /* how long it may be cached; LARDER_FOREVER: until told */
+    uint64_t name_valid_ns; /* likewise the name it was found by; no longer than that */
 };
 
 struct larder_cred {
@@ -140,7 +145,8 @@ bool larder_rename_waits(struct larder *l, uint64_t parent, const char *name, si
 int larder_rename(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint64_t new_parent,
                   const char *new_name, size_t new_name_bytes, unsigned flags, const struct larder_cred *cred);
 
-/* Files. flags: O_ACCMODE, O_TRUNC, O_APPEND of open(2). An open counts as one use of the key. */
+/* Files. flags: O_ACCMODE, O_TRUNC, O_APPEND of open(2). An open counts as one use of the key
+ * (but see enum larder_hits). */
 int larder_open_file(struct larder *l, uint64_t node, int flags, struct larder_file **ret_file);
 /* O_EXCL is the caller's (FUSE: the kernel's) business; -EEXIST if the name is there. */
 int larder_create(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, uint32_t mode, int flags,

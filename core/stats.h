@@ -10,7 +10,8 @@
 
 #define LARDER_STATS(X)                                                                                      \
     X(COUNTER, COUNT, lookups, "names the kernel asked for")                                                 \
-    X(COUNTER, COUNT, hits, "opens of an existing key for reading")                                          \
+    X(COUNTER, COUNT, hits, "opens of an existing key for reading; see hits_sampled")                        \
+    X(GAUGE, COUNT, hits_sampled, "1 with hits=sampled: hits counts lookups, few for a key in use")                 \
     X(COUNTER, COUNT, misses, "lookups of a name that was not there, or had expired")                        \
     X(COUNTER, COUNT, negative_hits, "misses of a name that had been missed or removed recently")            \
     X(COUNTER, COUNT, opens, "files opened")                                                                 \

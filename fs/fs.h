@@ -25,6 +25,7 @@ struct confine_report;
 struct fs_options;
 struct handles;
 struct notify;
+struct sampled;
 struct watchdog;
 struct worker;
 
@@ -73,6 +74,7 @@ struct fs {
     struct worker *worker;          /* (c) */
     struct watchdog *watchdog;      /* (c) */
     struct handles *handles;        /* (c) */
+    struct sampled *sampled;        /* (c) NULL but with hits=sampled */
     uint32_t uid, gid;              /* (c) of the mount's owner, for virtual files */
     int64_t start_wall_ns;          /* (c) times of virtual files */
     struct fs_facility io_uring;    /* (c) after INIT; active: set by the first request that came so */

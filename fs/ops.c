@@ -70,6 +70,10 @@ static void ops_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
     int r;
 
     virtual_ino = virtual_find(parent, name);
+    if (virtual_ino && c.fs->sampled && virtual_kind_of(virtual_ino) != VIRTUAL_DIRECTORY) {
+        ops_sampled_lookup_virtual(&c, virtual_ino);
+        return;
+    }
     if (virtual_ino) {
         reply_virtual_entry(&c, virtual_ino);
         return;
@@ -90,6 +94,8 @@ static void ops_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 static void ops_forget_one(struct fs *fs, uint64_t ino, uint64_t count)
 {
+    if (fs->sampled)
+        ops_sampled_forget(fs, ino, count);
     if (virtual_kind_of(ino) == VIRTUAL_NONE)
         larder_forget(fs->larder, ino, count);
 }
@@ -485,7 +491,7 @@ static void ops_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask, struc
 #define OPS_STATX
 #endif
 
-const struct fuse_lowlevel_ops ops_table = {
+static const struct fuse_lowlevel_ops ops_table = {
     .init = session_init,
     .lookup = ops_lookup,
     .forget = ops_forget,
@@ -523,3 +529,12 @@ const struct fuse_lowlevel_ops ops_table = {
     .listxattr = ops_listxattr,
     .removexattr = ops_removexattr,
 };
+
+struct fuse_lowlevel_ops ops_table_of(const struct fs *fs)
+{
+    struct fuse_lowlevel_ops table = ops_table;
+
+    if (fs->sampled)
+        ops_sampled_override(&table);
+    return table;
+}

@@ -9,7 +9,8 @@
 #include "fs/reply.h"
 #include "fs/worker.h"
 
-extern const struct fuse_lowlevel_ops ops_table;
+/* The table for a mount. */
+struct fuse_lowlevel_ops ops_table_of(const struct fs *fs);
 
 /* Runs job->run on a worker; at once when the daemon is stopping, or when the answer has to go out through a ring. */
 void ops_defer(const struct call *c, struct worker_job *job);
@@ -30,6 +31,15 @@ void ops_copy_file_range(fuse_req_t req, fuse_ino_t in_ino, off_t in_offset, str
                          fuse_ino_t out_ino, off_t out_offset, struct fuse_file_info *out_fi, size_t bytes,
                          int flags);
 void ops_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi);
+
+/* Reads and answers. 0; -EAGAIN, only with nowait: nothing was answered; another error, which was. */
+int ops_read_file(const struct call *c, struct larder_file *f, size_t bytes, uint64_t offset, bool nowait,
+                  size_t *ret_bytes);
+
+/* ops_sampled.c: hits=sampled */
+void ops_sampled_override(struct fuse_lowlevel_ops *table);
+void ops_sampled_lookup_virtual(const struct call *c, uint64_t virtual_ino);
+void ops_sampled_forget(struct fs *fs, uint64_t ino, uint64_t count);
 
 /* ops_dir.c */
 void ops_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);

@@ -281,29 +281,32 @@ static char *ops_payload(fuse_req_t req, size_t bytes)
     return NULL;
 }
 
-/* False: -EAGAIN, with nothing answered. */
-static bool ops_read_stored(const struct ops_file_job *j, bool nowait)
+int ops_read_file(const struct call *c, struct larder_file *f, size_t bytes, uint64_t offset, bool nowait,
+                  size_t *ret_bytes)
 {
     char stack[OPS_STACK_BYTES];
     _cleanup_free_ char *heap = NULL;
-    char *buf = ops_payload(j->c.req, j->bytes);
-    size_t got = 0;
+    char *buf = ops_payload(c->req, bytes);
     int r;
 
     if (!buf)
-        buf = j->bytes <= sizeof(stack) ? stack : (heap = malloc(j->bytes));
-    if (!buf) {
-        reply_error(&j->c, -ENOMEM);
-        return true;
-    }
-    r = larder_read(j->handle->file, buf, j->bytes, j->offset, nowait, &got);
+        buf = bytes <= sizeof(stack) ? stack : (heap = malloc(bytes));
+    r = buf ? larder_read(f, buf, bytes, offset, nowait, ret_bytes) : -ENOMEM;
     if (r == -EAGAIN && nowait)
-        return false;
+        return r;
     if (r < 0)
-        reply_error(&j->c, r);
+        reply_error(c, r);
     else
-        reply_bytes(&j->c, buf, got);
-    return true;
+        reply_bytes(c, buf, *ret_bytes);
+    return r;
+}
+
+/* False: -EAGAIN, with nothing answered. */
+static bool ops_read_stored(const struct ops_file_job *j, bool nowait)
+{
+    size_t got;
+
+    return ops_read_file(&j->c, j->handle->file, j->bytes, j->offset, nowait, &got) != -EAGAIN || !nowait;
 }
 
 static void ops_read_run(struct worker_job *job)

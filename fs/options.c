@@ -167,6 +167,18 @@ static int options_set_passthrough(struct fs_options *o, const char *value)
     return options_parse_tri(value, &o->passthrough);
 }
 
+static int options_set_hits(struct fs_options *o, const char *value)
+{
+    static const char *const words[] = {"exact", "sampled", NULL};
+    int i = options_parse_word(value, words);
+
+    if (i < 0)
+        return i;
+    o->core.hits = (enum larder_hits)i;
+    return 0;
+}
+_Static_assert(LARDER_HITS_EXACT == 0 && LARDER_HITS_SAMPLED == 1, "order of words");
+
 static int options_set_no_new_privs(struct fs_options *o, const char *value)
 {
     return options_parse_tri(value, &o->confine[CONFINE_NO_NEW_PRIVS]);
@@ -301,6 +313,8 @@ static const struct options_spec options_specs[] = {
      "talk to the kernel over io_uring", options_set_io_uring},
     {"passthrough", "passthrough=auto, passthrough=on, passthrough=off", "auto, on or off", "auto",
      "let the kernel read large raw values itself", options_set_passthrough},
+    {"hits", "hits=exact, hits=sampled", "exact or sampled", "exact",
+     "sampled: the kernel opens and closes files by itself, uses are seen as lookups; needs ro", options_set_hits},
     {"no_new_privs", "no_new_privs=auto, no_new_privs=on, no_new_privs=off", "auto, on or off", "auto",
      "the daemon gains no rights by executing anything", options_set_no_new_privs},
     {"drop_caps", "drop_caps=auto, drop_caps=on, drop_caps=off", "auto, on or off", "auto",
@@ -534,6 +548,20 @@ static int options_apply_short(struct fs_options *o, const char *arg, const char
     return 1;
 }
 
+/* What no single option is wrong about. */
+static int options_check(const struct fs_options *o, char *err)
+{
+    if (o->core.hits != LARDER_HITS_SAMPLED)
+        return 0;
+    if (!o->core.read_only)
+        return options_fail(err, "option hits=sampled: needs ro; the kernel then tells of no close, which is a "
+                                 "writer's commit: write through a mount with hits=exact");
+    if (o->passthrough == TRI_ON)
+        return options_fail(err, "option passthrough=on: not with hits=sampled; the kernel asks nobody for the file to "
+                                 "pass through to");
+    return 0;
+}
+
 int options_parse(struct fs_options *o, int argc, char **argv, char *err)
 {
     const char *operands[2] = {NULL, NULL};
@@ -571,7 +599,7 @@ int options_parse(struct fs_options *o, int argc, char **argv, char *err)
         return options_fail(err, "out of memory");
     if (o->debug)
         o->log_level = LARDER_LOG_DEBUG;
-    return 0;
+    return options_check(o, err);
 }
 
 /* The store may not exist yet: then its parent is on the file system that counts. */

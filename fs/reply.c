@@ -150,8 +150,8 @@ void reply_fill_entry(const struct call *c, const struct larder_attr *attr,
 {
     double valid_s = reply_valid_s(c, attr->valid_ns);
 
-    *ret_entry =
-        (struct fuse_entry_param){.ino = attr->ino, .attr_timeout = valid_s, .entry_timeout = valid_s};
+    *ret_entry = (struct fuse_entry_param){
+        .ino = attr->ino, .attr_timeout = valid_s, .entry_timeout = reply_valid_s(c, attr->name_valid_ns)};
     reply_fill_stat(attr, &ret_entry->attr);
 }
 

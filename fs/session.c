@@ -32,6 +32,7 @@
 #include "fs/mountpoint.h"
 #include "fs/notify.h"
 #include "fs/ops.h"
+#include "fs/sampled.h"
 #include "fs/sdnotify.h"
 #include "fs/watchdog.h"
 
@@ -117,6 +118,8 @@ static const char *session_passthrough_obstacle(const struct fs_options *o, cons
 {
     if (o && o->passthrough == TRI_OFF)
         return "switched off by option";
+    if (o && o->core.hits == LARDER_HITS_SAMPLED)
+        return "hits=sampled: the kernel opens files by itself, through its page cache";
 #if !HAVE_FUSE_PASSTHROUGH
     (void)conn;
     return "this libfuse has no passthrough; build with libfuse 3.17 or newer";
@@ -157,7 +160,7 @@ void session_init(void *userdata, struct fuse_conn_info *conn)
     session_want(conn, FUSE_CAP_PARALLEL_DIROPS, true);
     session_want(conn, FUSE_CAP_READDIRPLUS, true);
     session_want(conn, FUSE_CAP_READDIRPLUS_AUTO, true);
-    session_want(conn, FUSE_CAP_ATOMIC_O_TRUNC, true);
+    session_want(conn, FUSE_CAP_ATOMIC_O_TRUNC, !fs->sampled); /* an OPEN that is not sent truncates nothing */
     session_want(conn, FUSE_CAP_ASYNC_READ, true);
     session_want(conn, FUSE_CAP_CACHE_SYMLINKS, true);
     /* Else who opens a value that is being written could not map it (Linux 6.6). */
@@ -367,6 +370,7 @@ static bool session_options(const struct session *s, char **opts)
 static int session_mount(struct session *s)
 {
     struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+    const struct fuse_lowlevel_ops table = ops_table_of(&s->fs);
     _cleanup_free_ char *opts = NULL;
 
     if (!session_options(s, &opts) || fuse_opt_add_arg(&args, "mount.larder") < 0 ||
@@ -374,7 +378,7 @@ static int session_mount(struct session *s)
         fuse_opt_free_args(&args);
         return session_fail("out of memory", NULL);
     }
-    s->fs.session = fuse_session_new(&args, &ops_table, sizeof(ops_table), &s->fs);
+    s->fs.session = fuse_session_new(&args, &table, sizeof(table), &s->fs);
     fuse_opt_free_args(&args);
     if (!s->fs.session)
         return session_fail("libfuse refused its options", "see above");
@@ -395,6 +399,8 @@ static int session_open_engine(struct session *s)
     char err[LARDER_ERROR_BYTES] = "";
     int r = handles_new(&s->fs.handles);
 
+    if (r == 0 && s->fs.opts->core.hits == LARDER_HITS_SAMPLED)
+        r = sampled_new(&s->fs.sampled);
     if (r == 0)
         r = worker_new(&s->fs.worker);
     if (r == 0)
@@ -578,6 +584,7 @@ int session_run(const struct fs_options *o, int ready_fd)
         fuse_session_exit(s->fs.session);
     if (s->fs.session)
         fuse_session_destroy(s->fs.session); /* closes /dev/fuse; the mount is off the tree already */
+    sampled_free(s->fs.sampled);
     handle_free_all();
     r = s->fs.larder ? session_close_engine(s) : 0;
     if (r < 0) {

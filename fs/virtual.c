@@ -3,7 +3,7 @@
  * virtual: numbers, attributes and texts of the files that are not stored.
  *
  * Numbers have bit 63 set; the engine's never have (generation < 2^31). `.stats` of directory D is D with
- * that bit. The files of .larder take slots the engine cannot have.
+ * that bit. The files of .larder and snapshots take slots the engine cannot have.
  *
  * Who may read them: `.stats` of a directory who may read the directory, events (they have names in them) the owner of
  * the mount, the others anyone who gets in. No text but events holds a name of a key.
@@ -17,8 +17,10 @@
 
 #include "fs/confine.h"
 #include "fs/options.h"
+#include "fs/sampled.h"
 
 #define VIRTUAL_BIT (1ull << 63)
+#define VIRTUAL_SNAPSHOTS (VIRTUAL_BIT | 0x7fffffffull << 32) /* + a number below 2^31 */
 #define VIRTUAL_SPECIAL (VIRTUAL_BIT | 0x7fffffffull << 32 | 0xfffffff0ull) /* + enum virtual_kind */
 
 static const struct {
@@ -37,7 +39,12 @@ enum virtual_kind virtual_kind_of(uint64_t ino)
         return VIRTUAL_NONE;
     if (ino > VIRTUAL_SPECIAL)
         return (enum virtual_kind)(ino - VIRTUAL_SPECIAL);
-    return VIRTUAL_STATS;
+    return ino >= VIRTUAL_SNAPSHOTS ? VIRTUAL_SNAPSHOT : VIRTUAL_STATS;
+}
+
+uint64_t virtual_snapshot_ino(uint32_t no)
+{
+    return VIRTUAL_SNAPSHOTS + (no & 0x7fffffff);
 }
 
 bool virtual_name_is_reserved(uint64_t parent, const char *name)
@@ -90,6 +97,8 @@ void virtual_stat(struct fs *fs, uint64_t ino, struct stat *ret_stat)
     enum virtual_kind kind = virtual_kind_of(ino);
     uint64_t oldest, newest;
 
+    if (kind == VIRTUAL_SNAPSHOT && sampled_snapshot_stat(fs, ino, ret_stat) == 0)
+        return;
     *ret_stat = (struct stat){
         .st_ino = ino,
         .st_mode = kind == VIRTUAL_DIRECTORY ? S_IFDIR | 0555

@@ -19,6 +19,7 @@ enum virtual_kind {
     VIRTUAL_METRICS,
     VIRTUAL_CONFIG,
     VIRTUAL_EVENTS,
+    VIRTUAL_SNAPSHOT, /* the text of one of them at one moment (sampled.h) */
 };
 
 /* VIRTUAL_NONE for a number of the engine's. */
@@ -27,6 +28,8 @@ enum virtual_kind virtual_kind_of(uint64_t ino);
 bool virtual_name_is_reserved(uint64_t parent, const char *name);
 /* The number of a reserved name, or of a name in .larder; 0 if it is none. */
 uint64_t virtual_find(uint64_t parent, const char *name);
+/* The no-th number of a snapshot; they repeat after 2^31. */
+uint64_t virtual_snapshot_ino(uint32_t no);
 void virtual_stat(struct fs *fs, uint64_t ino, struct stat *ret_stat);
 /* Whether making the text walks a subtree: a job for a worker. */
 bool virtual_open_waits(uint64_t ino);

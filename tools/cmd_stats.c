@@ -138,8 +138,8 @@ static void print_traffic(const struct stats *s)
 {
     char in[SIZE_TEXT_BYTES], out[SIZE_TEXT_BYTES];
 
-    print_row("hits", "%s, misses %s (hit ratio %s)", stats_text(s, "hits"), stats_text(s, "misses"),
-              stats_text(s, "hit_ratio"));
+    print_row("hits", "%s%s, misses %s (hit ratio %s)", stats_text(s, "hits"),
+              stats_number(s, "hits_sampled") ? " sampled" : "", stats_text(s, "misses"), stats_text(s, "hit_ratio"));
     print_row("puts", "%s, replaced %s, unlinked %s", stats_text(s, "puts"), stats_text(s, "replaced"),
               stats_text(s, "unlinked"));
     print_row("bytes", "%s read, %s written", stats_size(s, "read_bytes", in),

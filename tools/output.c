@@ -80,7 +80,10 @@ bool policy_get_number(const char *path, const char *key, uint64_t *ret_number)
 {
     char text[64];
 
-    return policy_get(path, key, text, sizeof(text)) == 0 && parse_number(text, ret_number);
+    if (policy_get(path, key, text, sizeof(text)) < 0)
+        return false;
+    text[strcspn(text, " ")] = '\0'; /* "3 sampled" */
+    return parse_number(text, ret_number);
 }
 
 /* In place. */
