@@ -413,12 +413,14 @@ class Client:
         """Written and renamed while open: the rename is what commits."""
         target = self.any_place()
         value = self.value(self.new_version())
-        fd, inode, _ = self.open_to_write((0, "open"), os.O_TRUNC)
-        try:
+        now = time.time()
+        fd, inode, is_new = self.open_to_write((0, "open"), os.O_TRUNC)
+        try:  # a crash may have left it, and an exchange have brought another there
+            node = self.made((value,), now) if is_new else self.replaced(inode, (value,), now)
             self.write_all(fd, self.data((value,)))
             self.using = [(0, "open")]
-            self.between = {inode: self.made((value,), time.time())}, {(0, "open"): inode}
-            self.step(lambda: os.rename("open", self.state.path(target)), {inode: self.made((value,), time.time())},
+            self.between = {inode: node}, {(0, "open"): inode}
+            self.step(lambda: os.rename("open", self.state.path(target)), {inode: node},
                       {(0, "open"): None, target: inode})
         finally:
             self.close_failed(fd)

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from harness.errors import raises  # noqa: E402
 from kill9 import MODES, URING_PARAMETER, Campaign, OfferUring  # noqa: E402
 from load import Client, prepare, verify  # noqa: E402
-from oracle import State, new_file, reconcile  # noqa: E402
+from oracle import State, new_file, piece, reconcile  # noqa: E402
 
 pytestmark = pytest.mark.daemon
 
@@ -154,3 +154,20 @@ def test_a_rename_commits_what_is_open_before_it_moves_it(workdir, monkeypatch, 
         getattr(client, change)()
     assert verify(client, workdir) is None
     assert set(client.state.names) == set((0, name) for name in os.listdir("."))
+
+
+def test_what_is_written_over_keeps_its_attributes(workdir, monkeypatch):
+    """A crash leaves "open" there, and an exchange brings a file with xattrs to its place."""
+    client = Client(0)
+    client.rng = random.Random(1)
+    prepare(client, workdir)
+    monkeypatch.chdir(client.folder(workdir))
+    client.state = known()
+    client.state.names = {(0, "open"): 2}
+    client.state.nodes[2] = {**client.state.nodes[2], "xattrs": {"user.k0": (7, 300)}}
+    with open("open", "wb") as f:
+        f.write(client.data(((1, 5000),)))
+    os.chmod("open", 0o644)
+    os.setxattr("open", "user.k0", piece(0, 7, 300))
+    client.do_rename_open()
+    assert verify(client, workdir) is None
