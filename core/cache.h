@@ -267,6 +267,8 @@ uint64_t log_end(struct larder *l);
 int log_write(struct larder *l, uint64_t seq, bool durable);
 /* The same for a request that changed something: evicts where the host's disk is full, before it gives up. Without locks. */
 int log_write_making_room(struct larder *l, uint64_t seq, bool durable);
+/* What to answer to a request that went r and whose record is seq: r, or if that was well what became of the record. */
+int log_result(struct larder *l, int r, uint64_t seq);
 /* What becomes of the bytes that the record seq let go of, r being log_write's word on it: they are freed, or wait for
  * the record, or stay (the journal is bad: the next mount knows them). Without the cache lock. */
 void log_let_go(struct larder *l, int r, uint64_t seq, bool durable, const struct value *values, unsigned count);

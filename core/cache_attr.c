@@ -196,7 +196,6 @@ int larder_setattr(struct larder *l, uint64_t id, struct larder_file *f, unsigne
     }
     seq = log_end(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) < 0 && r == 0)
-        r = -EIO;
+    r = log_result(l, r, seq);
     return r;
 }

@@ -181,6 +181,13 @@ int log_write_making_room(struct larder *l, uint64_t seq, bool durable)
     return r;
 }
 
+int log_result(struct larder *l, int r, uint64_t seq)
+{
+    int logged = log_write_making_room(l, seq, false);
+
+    return r < 0 ? r : logged;
+}
+
 /* ---- letting go ---- */
 
 static bool leaving_may_go(const struct larder *l, const struct leaving *one)

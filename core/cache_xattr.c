@@ -488,8 +488,7 @@ static int virtual_set(struct larder *l, uint64_t id, const char *key, const cha
     }
     seq = log_end(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) < 0 && r == 0)
-        r = -EIO;
+    r = log_result(l, r, seq);
     if (r == 0 && directory)
         cache_rearm_subtree(l, id);
     return r;
@@ -569,8 +568,7 @@ static int change_xattr(struct larder *l, uint64_t id, const char *name, const v
     }
     seq = log_end(l);
     lock_give(&l->lock);
-    if (log_write(l, seq, false) < 0 && r == 0)
-        r = -EIO;
+    r = log_result(l, r, seq);
     return r;
 }
 

@@ -143,6 +143,7 @@ void world_split(struct world *w, const struct world *from, unsigned number)
     w->real_clock = from->real_clock;
     w->evicts = from->evicts;
     w->transparent = from->transparent;
+    w->wants_room = from->wants_room;
     w->stop_at_failure = from->stop_at_failure;
     w->reads_fail = from->reads_fail;
     w->version_count = 1 + number * VERSIONS_PER_PART;
@@ -287,6 +288,8 @@ static bool judge(struct world *w, const char *what, const char *path, int r)
         w->halted = true;
     if (!error_is_proper(r))
         world_fail(w, "%s %s: %d (%s) is no proper answer", what, path, r, strerror(-r));
+    if (w->wants_room && r == -EIO)
+        world_fail(w, "%s %s: EIO for a lack of room", what, path);
     if (!world_faults_fired(w) && !(r == -ENOSPC && w->evicts))
         world_fail(w, "%s %s: %s, and nothing had failed", what, path, strerror(-r));
     if (w->transparent)

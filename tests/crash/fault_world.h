@@ -51,6 +51,7 @@ struct world {
 
     bool evicts;      /* keys may leave for room */
     bool transparent; /* nothing may fail: short transfers and interrupted calls */
+    bool wants_room;  /* only room is missing: whoever is refused is told so */
     bool halted;      /* stop_at_failure, and there was one */
     bool stop_at_failure;
     bool heap;        /* it is allocations that fail */

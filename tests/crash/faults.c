@@ -515,6 +515,7 @@ static void run_in_child(const struct run *run, uint64_t *ret_counted)
     for (unsigned i = 0; i < w->key_count; i++)
         w->keys[i].may_miss |= w->evicts && !w->keys[i].pinned;
     w->transparent = run->kind->transparent;
+    w->wants_room = run->kind->makes_room && run->kind->heals;
     w->reads_fail = run->kind->reads;
     w->stop_at_failure = run->end == END_HALT;
     arm(w, run);
