@@ -4,7 +4,8 @@
  *
  * The question "is it compressed already?" is answered by a histogram of a sample: bytes that are spread as
  * evenly as chance would spread them are given to lz4 only as a sample of a few KiB, since repeats of a longer
- * pattern do not show in a histogram.
+ * pattern do not show in a histogram. A value no longer than the sample is simply tried: that is what the sample
+ * would be, and the histogram takes longer than lz4 does to give up.
  *
  * What may never happen: a stored form that is larger than the value; a write past out on hostile input.
  */
@@ -43,41 +44,32 @@ const char *codec_name(enum codec codec)
 }
 
 /* The sample is four slices across the value, so that neither a header nor one picture in a tar decides. */
-static size_t codec_sample(const uint8_t *data, size_t bytes, uint8_t sample[SAMPLE_BYTES])
+static void codec_sample(const uint8_t *data, size_t bytes, uint8_t sample[SAMPLE_BYTES])
 {
     const size_t slice_bytes = SAMPLE_BYTES / SAMPLE_SLICES;
 
-    if (bytes <= SAMPLE_BYTES) {
-        memcpy(sample, data, bytes);
-        return bytes;
-    }
     for (size_t i = 0; i < SAMPLE_SLICES; i++) {
         size_t at = (bytes - slice_bytes) / (SAMPLE_SLICES - 1) * i;
         memcpy(sample + i * slice_bytes, data + at, slice_bytes);
     }
-    return SAMPLE_BYTES;
 }
 
-static bool codec_looks_random(const uint8_t *sample, size_t bytes)
+static bool codec_looks_random(const uint8_t sample[SAMPLE_BYTES])
 {
     uint32_t counts[4][256] = {{0}}; /* four, so that runs of one byte do not wait for each other's store */
+    const uint64_t chance = SAMPLE_BYTES + (uint64_t)SAMPLE_BYTES * SAMPLE_BYTES / 256;
     uint64_t squares = 0;
-    uint64_t chance;
-    size_t i = 0;
 
-    for (; i + 4 <= bytes; i += 4) {
+    for (size_t i = 0; i < SAMPLE_BYTES; i += 4) {
         counts[0][sample[i]]++;
         counts[1][sample[i + 1]]++;
         counts[2][sample[i + 2]]++;
         counts[3][sample[i + 3]]++;
     }
-    for (; i < bytes; i++)
-        counts[0][sample[i]]++;
     for (size_t b = 0; b < 256; b++) {
         uint64_t n = (uint64_t)counts[0][b] + counts[1][b] + counts[2][b] + counts[3][b];
         squares += n * n;
     }
-    chance = bytes + (uint64_t)bytes * bytes / 256;
     return squares * 16 < chance * EVEN_SPREAD_16THS;
 }
 
@@ -85,7 +77,6 @@ bool codec_worth_trying(const void *data, size_t bytes, enum compress_mode mode)
 {
     uint8_t sample[SAMPLE_BYTES];
     char packed[SAMPLE_BYTES];
-    size_t sample_bytes;
 
     if (mode == COMPRESS_NONE || bytes > CODEC_INPUT_BYTES_MAX)
         return false;
@@ -93,11 +84,13 @@ bool codec_worth_trying(const void *data, size_t bytes, enum compress_mode mode)
         return bytes > 0;
     if (bytes < PACK_BYTES_MIN)
         return false;
-    sample_bytes = codec_sample(data, bytes, sample);
-    if (!codec_looks_random(sample, sample_bytes))
+    if (bytes <= SAMPLE_BYTES)
         return true;
-    return LZ4_compress_default((const char *)sample, packed, (int)sample_bytes,
-                                (int)(sample_bytes - sample_bytes / PACK_SAVES_AT_LEAST)) > 0;
+    codec_sample(data, bytes, sample);
+    if (!codec_looks_random(sample))
+        return true;
+    return LZ4_compress_default((const char *)sample, packed, SAMPLE_BYTES,
+                                SAMPLE_BYTES - SAMPLE_BYTES / PACK_SAVES_AT_LEAST) > 0;
 }
 
 int codec_pack(enum compress_mode mode, const void *data, size_t bytes, void *out, size_t out_bytes_max,

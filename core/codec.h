@@ -26,7 +26,7 @@ enum compress_mode {
 
 const char *codec_name(enum codec codec);
 
-/* Does data look compressible? Looks at no more than a few KiB. */
+/* Does data look compressible? Looks at no more than a few KiB; of less than that it says yes, and codec_pack tells. */
 bool codec_worth_trying(const void *data, size_t bytes, enum compress_mode mode);
 
 /* Compresses into out (room for at least out_bytes_max). -E2BIG: does not pay under `mode`, store it raw. */
