@@ -25,8 +25,8 @@ static uint64_t position; /* in the stream of events */
 
 static void take_text(struct fuzz_in *in, char *out, size_t out_bytes)
 {
-    size_t got;
-    const uint8_t *said = fuzz_take(in, MIN(fuzz_u8(in), out_bytes - 1), &got);
+    size_t got, wanted = fuzz_u8(in);
+    const uint8_t *said = fuzz_take(in, MIN(wanted, out_bytes - 1), &got);
 
     if (got > 0)
         memcpy(out, said, got);
