@@ -29,10 +29,20 @@ static void unescape(char *text)
     *out = '\0';
 }
 
+/* Ends the word at text; what follows it. */
+static char *cut_word(char *text)
+{
+    size_t bytes = strcspn(text, " \n");
+    bool last = text[bytes] == '\0';
+
+    text[bytes] = '\0';
+    return text + bytes + !last;
+}
+
 /* Cuts the line up. "ID PARENT MAJOR:MINOR ROOT AT OPTIONS [FIELDS] - TYPE SOURCE OPTIONS" */
 static bool entry_parse(char *line, struct mountinfo_entry *ret_entry)
 {
-    char *rest = strstr(line, " - "), *at, *source;
+    char *rest = strstr(line, " - "), *at, *source, *options, *super_options;
     int start = 0, type_end = 0;
 
     if (!rest || sscanf(line, "%*d %*d %31s %*s %n", ret_entry->device, &start) != 1 || start == 0 ||
@@ -40,12 +50,16 @@ static bool entry_parse(char *line, struct mountinfo_entry *ret_entry)
         return false;
     at = line + start;
     source = rest + type_end;
-    at[strcspn(at, " ")] = '\0';
-    source[strcspn(source, " \n")] = '\0';
+    options = cut_word(at);
+    (void)cut_word(options);
+    super_options = cut_word(source);
+    (void)cut_word(super_options);
     unescape(at);
     unescape(source);
     ret_entry->at = at;
     ret_entry->source = source;
+    ret_entry->options = options;
+    ret_entry->super_options = super_options;
     return true;
 }
 

@@ -9,11 +9,12 @@
 
 #define MOUNTINFO_DEVICE_BYTES 32
 
-/* Of one mount; at and source, unescaped, are the caller's for the time of the call. */
+/* Of one mount; the texts are the caller's for the time of the call, at and source unescaped. */
 struct mountinfo_entry {
     char device[MOUNTINFO_DEVICE_BYTES]; /* "MAJOR:MINOR" */
     char type[64];
     const char *at, *source;
+    const char *options, *super_options; /* of the mount, of its file system: "rw,noatime" */
 };
 
 /* Calls visit for every mount until it returns true; later ones lie on top of earlier ones. -errno when there is no telling. */

@@ -282,6 +282,8 @@ static void virtual_add_config(struct fs *fs, struct text *t)
     text_add(t, "io_uring_active %s %s\n", uring ? "on" : "off",
              uring ? "enabled in kernel and libfuse" : fs->io_uring.reason); /* rings may come late */
     text_add(t, "passthrough_active %s %s\n", fs->passthrough.active ? "on" : "off", fs->passthrough.reason);
+    text_add(t, "direct_writes_active %s %s\n", fs->direct_writes ? "on" : "off",
+             fs->direct_writes ? "offered by the kernel" : "the kernel does not offer them (Linux 6.6 or newer)");
     for (int i = 0; i < CONFINE_MEASURES; i++)
         text_add(t, "%s_active %s %s\n", confine_name((enum confine_measure)i),
                  fs->confined->measures[i].active ? "on" : "off", fs->confined->measures[i].reason);

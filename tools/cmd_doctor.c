@@ -15,11 +15,16 @@
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/vfs.h>
+#include <time.h>
 
 #define URING_PARAMETER "/sys/module/fuse/parameters/enable_uring"
 #define DESCRIPTORS_WANTED 4096u
 #define CAP_SYS_ADMIN_BIT 21u
-#define FINDINGS_MAX 32u
+#define REQUEST_PAGES "/proc/sys/fs/fuse/max_pages_limit"
+#define REQUEST_PAGES_WANTED 256u
+#define SYNC_SLOW_NS (NS_PER_S / 20)
+#define SYNC_TRIES 3
+#define FINDINGS_MAX 48u
 
 static int doctor_run(const struct command *command, int argc, char **argv);
 
@@ -28,6 +33,7 @@ const struct command command_doctor = {
     .arguments = "[--json] [STORE | MOUNTPOINT]",
     .summary = "say what this machine offers, and what to do about each lack",
     .help =
+        "Of the machine, and of the mount or store that is named, or of the mount one is in.\n"
         "ok: as it should be. note: worth knowing. slow: works, but could be faster. fail: a larder cannot work so.\n"
         "Exit code 1 if anything fails.\n\n"
         "  --json   an object\n",
@@ -173,6 +179,19 @@ static void look_at_program(struct doctor *d)
         (void)find_say(d, VERDICT_OK, "mount.larder", "%s: %s", d->mount_program, line);
 }
 
+static void look_at_libfuse(struct doctor *d)
+{
+    unsigned major = d->libfuse_major, minor = d->libfuse_minor;
+
+    if (major == 0)
+        return; /* look_at_program said why */
+    if (at_least(major, minor, 3, 18))
+        (void)find_say(d, VERDICT_OK, "libfuse", "%u.%u", major, minor);
+    else
+        advise(find_say(d, VERDICT_SLOW, "libfuse", "%u.%u has no io_uring", major, minor),
+               "build mount.larder with libfuse 3.18 or newer: packaging/libfuse");
+}
+
 static void look_at_uring(struct doctor *d)
 {
     _cleanup_free_ char *text = NULL;
@@ -223,6 +242,30 @@ static void look_at_passthrough(struct doctor *d)
         (void)find_say(d, VERDICT_OK, "passthrough", "offered, and this user may");
 }
 
+static void look_at_direct_writes(struct doctor *d)
+{
+    if (at_least(d->kernel_major, d->kernel_minor, 6, 6))
+        (void)find_say(d, VERDICT_OK, "direct writes", "offered");
+    else
+        advise(find_say(d, VERDICT_SLOW, "direct writes", "not offered by this kernel"),
+               "Linux 6.6 or newer; each new value costs a round trip more without");
+}
+
+static void look_at_request_size(struct doctor *d)
+{
+    _cleanup_free_ char *text = NULL;
+    unsigned pages = REQUEST_PAGES_WANTED; /* what a kernel has that does not tell */
+
+    if (read_text(REQUEST_PAGES, &text) == 0)
+        (void)sscanf(text, "%u", &pages);
+    if (pages >= REQUEST_PAGES_WANTED)
+        (void)find_say(d, VERDICT_OK, "request size", "up to %u pages", pages);
+    else
+        advise(find_say(d, VERDICT_SLOW, "request size", "only up to %u pages", pages),
+               "large values take more round trips; root: sysctl fs.fuse.max_pages_limit=%u, then mount again",
+               REQUEST_PAGES_WANTED);
+}
+
 static void look_at_landlock(struct doctor *d)
 {
     long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
@@ -267,6 +310,45 @@ static void look_at_facility(struct doctor *d, const char *mountpoint, enum verd
         advise(find_say(d, lacking, name, "not in use"), "%s", text[word] ? text + word + 1 : "");
 }
 
+/* Of a daemon older than this program there is no telling. */
+static bool mount_has(const char *mountpoint, const char *key, const char *wanted)
+{
+    char text[512];
+
+    if (!mount_config(mountpoint, key, text, sizeof(text)))
+        return false;
+    text[strcspn(text, " ")] = '\0';
+    return strcmp(text, wanted) == 0;
+}
+
+static void look_at_permission_checks(struct doctor *d, const struct mount_entry *m)
+{
+    static const char name[] = "mount: checks";
+    const char *user = mount_option(m, "user_id");
+
+    if (!mount_option(m, "default_permissions"))
+        (void)find_say(d, VERDICT_OK, name, "none by the kernel: only root may enter");
+    else if (mount_option(m, "allow_other"))
+        advise(find_say(d, VERDICT_NOTE, name, "the kernel checks permissions: other users may enter"),
+               "two round trips more for each put; where only root uses it, mount without allow_other");
+    else if (!user || strtoul(user, NULL, 10) != 0)
+        (void)find_say(d, VERDICT_NOTE, name, "the kernel checks permissions, as for all who are not root");
+    else
+        advise(find_say(d, VERDICT_SLOW, name, "the kernel checks permissions, though only root may enter"),
+               "two round trips more for each put; mount without default_permissions (or allow_root)");
+}
+
+static void look_at_hits(struct doctor *d, const char *mountpoint)
+{
+    if (mount_has(mountpoint, "hits", "sampled"))
+        (void)find_say(d, VERDICT_OK, "mount: hits", "sampled: a value that is in memory is read without a request");
+    else if (mount_has(mountpoint, "hits", "exact") && mount_has(mountpoint, "ro", "on"))
+        advise(find_say(d, VERDICT_SLOW, "mount: hits", "exact: each open is a request"),
+               "a cache that is only read can do without: mount with -o ro,hits=sampled");
+    else if (mount_has(mountpoint, "hits", "exact"))
+        (void)find_say(d, VERDICT_OK, "mount: hits", "exact");
+}
+
 static void look_at_mount(struct doctor *d, const struct mount_entry *m)
 {
     char pid[64] = "";
@@ -282,6 +364,10 @@ static void look_at_mount(struct doctor *d, const struct mount_entry *m)
                    pid[0] ? pid : "unknown", m->source);
     look_at_facility(d, m->path, VERDICT_SLOW, "mount: io_uring", "io_uring_active");
     look_at_facility(d, m->path, VERDICT_SLOW, "mount: passthrough", "passthrough_active");
+    if (!mount_has(m->path, "ro", "on"))
+        look_at_facility(d, m->path, VERDICT_SLOW, "mount: direct writes", "direct_writes_active");
+    look_at_permission_checks(d, m);
+    look_at_hits(d, m->path);
     look_at_facility(d, m->path, VERDICT_NOTE, "mount: no_new_privs", "no_new_privs_active");
     look_at_facility(d, m->path, VERDICT_NOTE, "mount: landlock", "landlock_active");
     look_at_facility(d, m->path, VERDICT_NOTE, "mount: drop_caps", "drop_caps_active");
@@ -315,6 +401,38 @@ static bool is_remote(const char *name)
            strcmp(name, "9p") == 0 || strcmp(name, "fuse") == 0 || strcmp(name, "vfat") == 0;
 }
 
+static uint64_t mono_ns(void)
+{
+    struct timespec ts;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &ts); /* cannot fail for this clock */
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+/* Of a few tries the best: others use the disk as well. */
+static void look_at_syncing(struct doctor *d, int fd)
+{
+    uint64_t best_ns = UINT64_MAX;
+
+    for (int i = 0; i < SYNC_TRIES && best_ns > SYNC_SLOW_NS; i++) {
+        uint64_t start_ns = mono_ns(), took_ns;
+
+        if (pwrite(fd, &start_ns, sizeof(start_ns), 0) != (ssize_t)sizeof(start_ns) || fdatasync(fd) < 0) {
+            (void)find_say(d, VERDICT_FAIL, "syncing", "fails: %s", strerror(errno));
+            return;
+        }
+        took_ns = mono_ns() - start_ns;
+        best_ns = took_ns < best_ns ? took_ns : best_ns;
+    }
+    if (best_ns <= SYNC_SLOW_NS)
+        (void)find_say(d, VERDICT_OK, "syncing", "takes less than %llu ms",
+                       (unsigned long long)(SYNC_SLOW_NS / 1000000));
+    else
+        advise(find_say(d, VERDICT_SLOW, "syncing", "takes %llu ms", (unsigned long long)(best_ns / 1000000)),
+               "every fsync, rename over an fsynced file and, with durability=fsync, close waits as long; put the "
+               "store on a faster disk");
+}
+
 static void look_at_holes(struct doctor *d, const char *directory)
 {
     static const char zeros[3 * 4096] = {1};
@@ -330,6 +448,22 @@ static void look_at_holes(struct doctor *d, const char *directory)
         advise(
             find_say(d, VERDICT_NOTE, "hole punching", "does not work: %s", strerror(errno)),
             "space of removed keys comes back only by rewriting segments; put the store on ext4, xfs or btrfs");
+    look_at_syncing(d, fd);
+}
+
+static void look_at_discard(struct doctor *d, const char *directory)
+{
+    _cleanup_mount_ struct mount_entry m = {0};
+
+    if (mount_find_of(directory, &m) < 0)
+        return;
+    if (!mount_option(&m, "discard"))
+        (void)find_say(d, VERDICT_OK, "discard", "not at each removal");
+    else
+        advise(find_say(d, VERDICT_SLOW, "discard", "%s has it: what is freed waits for the device", m.path),
+               "root: mount -o remount,nodiscard %s, and take discard out of /etc/fstab; fstrim.timer does the same "
+               "once a week",
+               m.path);
 }
 
 static void look_at_space(struct doctor *d, const char *directory)
@@ -346,13 +480,17 @@ static void look_at_space(struct doctor *d, const char *directory)
     }
     name = file_system_name((long)fs.f_type, text);
     bytes = (uint64_t)vfs.f_bavail * vfs.f_frsize;
-    if (is_remote(name))
+    if (strcmp(name, "overlayfs") == 0)
+        advise(find_say(d, VERDICT_SLOW, "file system", "%s, %s free", name, size_text(bytes, size)),
+               "the layer of a container: slower, and gone with it; put the store on a volume of the host");
+    else if (is_remote(name))
         advise(find_say(d, VERDICT_NOTE, "file system", "%s, %s free", name, size_text(bytes, size)),
                "a store belongs on a local file system: locks, fsync and holes work as promised only there");
     else
         (void)find_say(d, VERDICT_OK, "file system", "%s, %s free, blocks of %lu bytes", name,
                        size_text(bytes, size), (unsigned long)vfs.f_bsize);
     look_at_holes(d, directory);
+    look_at_discard(d, directory);
 }
 
 static void look_at_store_mode(struct doctor *d, const char *store, const struct stat *st)
@@ -439,8 +577,11 @@ static void look_at_machine(struct doctor *d)
     look_at_fusermount(d);
     look_at_fuse_conf(d);
     look_at_program(d);
+    look_at_libfuse(d);
     look_at_uring(d);
     look_at_passthrough(d);
+    look_at_direct_writes(d);
+    look_at_request_size(d);
     look_at_landlock(d);
     look_at_descriptors(d);
 }

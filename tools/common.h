@@ -77,11 +77,13 @@ int tool_flush(const struct command *command, int code);
 #define MOUNT_TYPE "fuse.larder"
 
 struct mount_entry {
-    char *path, *source, *type; /* owned */
+    char *path, *source, *type, *options; /* owned; options: of the mount and of its file system */
     dev_t device;
     bool is_larder;
 };
 void mount_entry_free(struct mount_entry *m);
+/* NAME, or the value of NAME=. NULL: not among them. Borrowed; it ends at a comma or the end. */
+const char *mount_option(const struct mount_entry *m, const char *name);
 #define _cleanup_mount_ __attribute__((cleanup(mount_entry_free)))
 
 /* The topmost mount exactly at path (absolute, without symlinks). -ENOENT. */

@@ -22,7 +22,22 @@ void mount_entry_free(struct mount_entry *m)
     free(m->path);
     free(m->source);
     free(m->type);
+    free(m->options);
     *m = (struct mount_entry){0};
+}
+
+const char *mount_option(const struct mount_entry *m, const char *name)
+{
+    size_t bytes = strlen(name);
+
+    for (const char *p = m->options; *p; p += *p == ',') {
+        if (strncmp(p, name, bytes) == 0 && (p[bytes] == ',' || p[bytes] == '\0'))
+            return p;
+        if (strncmp(p, name, bytes) == 0 && p[bytes] == '=')
+            return p + bytes + 1;
+        p += strcspn(p, ",");
+    }
+    return NULL;
 }
 
 static bool path_is_below(const char *outer, const char *inner)
@@ -52,7 +67,9 @@ static int entry_copy(struct mount_entry *m, const struct mountinfo_entry *entry
                               .source = strdup(entry->source),
                               .device = makedev(device_major, device_minor),
                               .is_larder = strcmp(entry->type, MOUNT_TYPE) == 0};
-    if (m->path && m->type && m->source)
+    if (asprintf(&m->options, "%s,%s", entry->options, entry->super_options) < 0)
+        m->options = NULL;
+    if (m->path && m->type && m->source && m->options)
         return 0;
     mount_entry_free(m);
     return -ENOMEM;

@@ -4,18 +4,21 @@ Method: the `larder` of the build is run as a person or a script runs it; exit c
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 
 import pytest
 
+from harness import sysx
 from harness.mount import find_mount, parse_stats
 from harness.values import put, random_bytes
 from harness.wait import eventually
 
 pytestmark = pytest.mark.daemon
 
+MS_REMOUNT = 32
 COMMANDS = ["mount", "umount", "stats", "ls", "info", "get", "set", "unset", "purge", "check", "dump", "doctor", "bench"]
 
 
@@ -322,17 +325,88 @@ def test_purges_side_by_side(larder, mount):
 def test_doctor(larder, mount, workdir):
     report = larder.json("doctor", "--json")
     names = {finding["name"] for finding in report["findings"]}
-    assert report["healthy"] and {"kernel", "/dev/fuse", "fusermount3", "io_uring", "passthrough", "mount.larder"} <= names
+    assert report["healthy"] and {"kernel", "/dev/fuse", "fusermount3", "io_uring", "passthrough", "mount.larder",
+                                  "libfuse", "direct writes", "request size"} <= names
     assert {finding["verdict"] for finding in report["findings"]} <= {"ok", "note", "slow", "fail"}
     m = mount()
     text = larder.ok("doctor", m.mnt)
     assert m.store in text and str(m.pid) in text and "file system" in text and "hole punching" in text
-    assert larder.ok("doctor", cwd=m.mnt) == text
+    assert "mount: hits" in text and "mount: checks" in text and "syncing" in text and "discard" in text
+    timed = re.compile(r".*(syncing|file system).*")  # the disk is others' as well
+    assert timed.sub("", larder.ok("doctor", cwd=m.mnt)) == timed.sub("", text)
     assert "not there yet" in larder.ok("doctor", os.path.join(workdir, "new", "store"))
     os.mkdir(os.path.join(workdir, "open"))
     os.chmod(os.path.join(workdir, "open"), 0o777)
     result = larder("doctor", os.path.join(workdir, "open"))
     assert result.returncode == 1 and "chmod 0700" in result.stdout
+
+
+def found(report):
+    return {one["name"]: (one["verdict"], one["value"], one["advice"] or "") for one in report["findings"]}
+
+
+@pytest.mark.parametrize("path, text, name, value, advice", [
+    ("/sys/module/fuse/parameters/enable_uring", "N", "io_uring", "switched off", "echo Y > /sys/module/fuse"),
+    ("/proc/sys/fs/fuse/max_pages_limit", "32", "request size", "only up to 32 pages", "fs.fuse.max_pages_limit=256")])
+def test_doctor_of_a_machine_with_a_switch_turned(larder, site, workdir, path, text, name, value, advice):
+    if not os.path.exists(path):
+        pytest.skip(f"this kernel has no {path}")
+    fake = os.path.join(workdir, "fake")
+    put(fake, text.encode() + b"\n")
+    script = 'mount --bind "$1" "$2" && exec "$3" doctor --json'
+    shown = site.run_ok(["unshare", "-m", "sh", "-c", script, "sh", fake, path, site.tool]).stdout
+    verdict, said, advised = found(json.loads(shown))[name]
+    assert verdict == "slow" and said == value and advice in advised
+
+
+def test_doctor_of_an_old_kernel(site):
+    shown = site.run(["setarch", os.uname().machine, "--uname-2.6", site.tool, "doctor", "--json"])
+    assert shown.returncode == 1
+    report = found(json.loads(shown.stdout))
+    assert report["kernel"][0] == "fail"
+    for name, version in (("io_uring", "6.14"), ("passthrough", "6.9"), ("direct writes", "6.6")):
+        assert report[name][0] == "slow" and "not offered by this kernel" in report[name][1]
+        assert f"Linux {version} or newer" in report[name][2]
+
+
+def test_doctor_of_one_who_may_not_pass_through(site):
+    without = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    shown = site.run_ok([*without, site.tool, "doctor", "--json"])
+    verdict, _, advice = found(json.loads(shown.stdout))["passthrough"]
+    assert verdict == "slow" and "CAP_SYS_ADMIN: mount as root" in advice
+
+
+@pytest.mark.parametrize("options, verdict, word", [
+    ({}, "ok", "only root may enter"), ({"default_permissions": True}, "slow", "mount without default_permissions"),
+    ({"allow_other": True}, "note", "mount without allow_other")])
+def test_doctor_tells_who_checks_permissions(larder, mount, options, verdict, word):
+    m = mount(**options)
+    said = found(larder.json("doctor", "--json", m.mnt))["mount: checks"]
+    assert said[0] == verdict and word in said[1] + said[2]
+
+
+def test_doctor_tells_what_a_mount_does_not_use(larder, mount):
+    m = mount(io_uring="off", passthrough="off")
+    report = found(larder.json("doctor", "--json", m.mnt))
+    for name in ("mount: io_uring", "mount: passthrough"):
+        assert report[name] == ("slow", "not in use", "switched off by option")
+    assert report["mount: hits"][:2] == ("ok", "exact")
+    assert report["mount: direct writes"][0] in ("ok", "slow")
+    m.restart(ro=True)
+    report = found(larder.json("doctor", "--json", m.mnt))
+    assert report["mount: hits"][0] == "slow" and "ro,hits=sampled" in report["mount: hits"][2]
+    assert "mount: direct writes" not in report
+    m.restart(hits="sampled")
+    assert found(larder.json("doctor", "--json", m.mnt))["mount: hits"][0] == "ok"
+
+
+def test_doctor_of_a_disk_that_discards(larder, site):
+    disk = site.loop_disk("disk")
+    store = os.path.join(disk.point, "store")
+    assert found(larder.json("doctor", "--json", store))["discard"][0] == "ok"
+    sysx.mount_fs(disk.device, disk.point, "ext4", "discard", MS_REMOUNT)
+    verdict, said, advice = found(larder.json("doctor", "--json", store))["discard"]
+    assert verdict == "slow" and disk.point in said and f"remount,nodiscard {disk.point}" in advice
 
 
 # bench
