@@ -592,6 +592,7 @@ static int bring_up(struct larder *l, const char *path, struct errtext *err)
     quota_init(&l->quota, cache_usable_bytes(l));
     l->quota.ctx = l;
     l->quota.make_room = cache_make_room;
+    l->quota.running_low = cache_running_low;
     r = alloc_parts(l);
     if (r < 0)
         return errtext(err, r, "store %s: out of memory", path);

@@ -215,7 +215,7 @@ struct larder {
     pthread_cond_t work_cond;
     _Atomic bool cleaning;              /* somebody empties a segment */
     bool work_stop;
-    bool evict_wanted, tidy_wanted;
+    _Atomic bool evict_wanted, tidy_wanted;
     unsigned threads_started;
     pthread_t threads[WORKER_COUNT];
 };
@@ -288,6 +288,7 @@ uint64_t cache_sane_stamp(const struct larder *l, uint64_t ns); /* from disk, cu
 
 /* cache_evict.c */
 int cache_make_room(void *ctx, uint64_t want_bytes);           /* quota's make_room */
+void cache_running_low(void *ctx);                             /* quota's running_low */
 int cache_evict_until(struct larder *l, uint64_t free_bytes);  /* -ENOSPC: nothing more may leave */
 /* The coldest files with xattrs of theirs leave, but one, until so many bytes of xattrs are gone; false: there are none. */
 bool cache_evict_xattrs(struct larder *l, uint64_t but, uint64_t bytes);

@@ -363,14 +363,21 @@ void cache_expire_children(struct larder *l, uint64_t parent, const char *name, 
 
 /* ---- making room ---- */
 
-#define RECLAIM_OPS 64u
+#define RECLAIM_OPS 16u /* under one hold of the reclaim lock: a busy disk may take milliseconds for each */
 #define EVICT_AT_LEAST_BYTES (64 * KIB) /* per step: one record for a few keys, not one each */
+
+static uint64_t reclaim_some(struct larder *l)
+{
+    uint64_t freed;
+
+    return store_reclaim(l->store, RECLAIM_OPS, &freed) == 0 ? freed : 0;
+}
 
 static uint64_t reclaim_all(struct larder *l)
 {
     uint64_t freed = 0, now;
 
-    while (store_reclaim(l->store, RECLAIM_OPS, &now) == 0 && now > 0)
+    while ((now = reclaim_some(l)) > 0)
         freed += now;
     return freed;
 }
@@ -378,7 +385,7 @@ static uint64_t reclaim_all(struct larder *l)
 /* One step towards room; false when nothing more can be done. Reclaim lock held. */
 static bool make_room_step(struct larder *l, uint64_t want_bytes)
 {
-    if (reclaim_all(l) > 0)
+    if (reclaim_some(l) > 0)
         return true;
     if (work_release_checkpoint_room(l))
         return true;
@@ -424,6 +431,11 @@ int cache_make_room(void *ctx, uint64_t want_bytes)
     r = cache_evict_until(l, room_for_all(l, want_bytes));
     atomic_fetch_sub(&l->wanted_bytes, want_bytes);
     return r < 0 && quota_available(&l->quota) >= want_bytes ? 0 : r;
+}
+
+void cache_running_low(void *ctx)
+{
+    work_want_eviction(ctx);
 }
 
 int cache_make_entry_room(struct larder *l)

@@ -29,19 +29,12 @@
 
 /* ---- eviction ahead of need ---- */
 
-/* Free bytes eviction aims at: enough for the burst of a moment, little enough not to waste the quota. */
-static uint64_t reserve_bytes(const struct larder *l)
+/* False: all that is left is open or pinned; writers will hear of it. */
+static bool evict_ahead(struct larder *l)
 {
-    return MIN(quota_limit(&l->quota) / 64, 16 * MIB);
-}
-
-static void evict_ahead(struct larder *l)
-{
-    uint64_t want = MAX(reserve_bytes(l), 1ull), low = MAX(want / 2, 1ull);
-
-    if (atomic_load(&l->failed) || l->opts.quota_bytes == 0 || quota_available(&l->quota) >= low)
-        return;
-    (void)cache_evict_until(l, want); /* -ENOSPC: all that is left is open or pinned; writers will hear of it */
+    if (atomic_load(&l->failed) || l->opts.quota_bytes == 0 || !quota_is_low(&l->quota))
+        return true;
+    return cache_evict_until(l, MAX(quota_spare(&l->quota), 1ull)) == 0;
 }
 
 /* ---- recency ---- */
@@ -511,19 +504,24 @@ static void seal_some(struct larder *l)
 
 /* ---- threads ---- */
 
+/* When nothing could leave it stays wanted, so that nobody wakes this thread for the same in vain. */
 static void *evict_thread(void *arg)
 {
     struct larder *l = arg;
+    bool in_vain = false;
 
     lock_take(&l->work_lock);
     while (!l->work_stop) {
-        if (!l->evict_wanted)
-            (void)lock_wait(&l->work_lock, &l->work_cond, clock_mono_ns(&l->clock) + TICK_NS);
-        l->evict_wanted = false;
+        uint64_t next = clock_mono_ns(&l->clock) + TICK_NS;
+        while (!l->work_stop && (in_vain || !atomic_load(&l->evict_wanted)) && lock_wait(&l->work_lock, &l->work_cond, next))
+            ;
         if (l->work_stop)
             break;
         lock_give(&l->work_lock);
-        evict_ahead(l);
+        atomic_store(&l->evict_wanted, false);
+        in_vain = !evict_ahead(l);
+        if (in_vain)
+            atomic_store(&l->evict_wanted, true);
         lock_take(&l->work_lock);
     }
     lock_give(&l->work_lock);
@@ -602,13 +600,13 @@ static void *tidy_thread(void *arg)
     return NULL;
 }
 
-static void want(struct larder *l, bool *flag)
+/* Asked with every put while room is short: who is on his way already is not woken again. */
+static void want(struct larder *l, _Atomic bool *flag)
 {
+    if (atomic_exchange(flag, true))
+        return;
     lock_take(&l->work_lock);
-    if (!*flag) {
-        *flag = true;
-        (void)pthread_cond_broadcast(&l->work_cond); /* cannot fail on an initialised condition */
-    }
+    (void)pthread_cond_broadcast(&l->work_cond); /* cannot fail on an initialised condition */
     lock_give(&l->work_lock);
 }
 

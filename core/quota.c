@@ -19,12 +19,15 @@
  * not bad luck, and must not become a loop without end. */
 #define QUOTA_TRIES_MAX 100000u
 #define QUOTA_TRIES_BEFORE_YIELD 8u
+#define QUOTA_SPARE_SHARE 64u
+#define QUOTA_SPARE_BYTES_MAX (32 * MIB)
 
 void quota_init(struct quota *q, uint64_t limit_bytes)
 {
     atomic_init(&q->charged_bytes, 0);
     atomic_init(&q->limit_bytes, limit_bytes);
     q->make_room = NULL;
+    q->running_low = NULL;
     q->ctx = NULL;
 }
 
@@ -47,8 +50,11 @@ int quota_reserve(struct quota *q, uint64_t bytes)
     for (unsigned tries = 0; tries < QUOTA_TRIES_MAX; tries++) {
         int r;
 
-        if (quota_try_reserve(q, bytes))
+        if (quota_try_reserve(q, bytes)) {
+            if (q->running_low && quota_is_low(q))
+                q->running_low(q->ctx);
             return 0;
+        }
         if (bytes > quota_limit(q))
             return -ENOSPC;
         if (!q->make_room)
@@ -92,4 +98,16 @@ uint64_t quota_available(const struct quota *q)
     uint64_t limit = quota_limit(q);
 
     return charged < limit ? limit - charged : 0;
+}
+
+uint64_t quota_spare(const struct quota *q)
+{
+    return MIN(quota_limit(q) / QUOTA_SPARE_SHARE, QUOTA_SPARE_BYTES_MAX);
+}
+
+bool quota_is_low(const struct quota *q)
+{
+    uint64_t spare = quota_spare(q);
+
+    return quota_available(q) < spare - spare / 4;
 }

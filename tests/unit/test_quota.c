@@ -66,6 +66,31 @@ static void evicts_only_for_what_can_fit(void)
 static struct quota shared;
 static _Atomic uint64_t really_used;
 
+static void count_low(void *ctx)
+{
+    ((struct room *)ctx)->calls++;
+}
+
+/* Who evicts is woken while there is still room for a moment's writes, and not before. */
+static void says_when_it_runs_low(void)
+{
+    struct quota q;
+    struct room room = {.q = &q};
+
+    quota_init(&q, 6400);
+    q.running_low = count_low;
+    q.ctx = &room;
+    CHECK_EQ(quota_spare(&q), 100);
+    CHECK_OK(quota_reserve(&q, 6325));
+    CHECK_EQ(room.calls, 0);
+    CHECK_OK(quota_reserve(&q, 1));
+    CHECK_EQ(room.calls, 1);
+    quota_release(&q, 1000);
+    CHECK(!quota_is_low(&q));
+    CHECK_OK(quota_reserve(&q, 900));
+    CHECK_EQ(room.calls, 1);
+}
+
 static void *reserve_and_release(void *arg)
 {
     uint64_t mine = 0;
@@ -104,6 +129,7 @@ int main(void)
 {
     RUN(reserves_up_to_the_limit_and_no_further);
     RUN(evicts_only_for_what_can_fit);
+    RUN(says_when_it_runs_low);
     RUN(threads_never_pass_the_limit);
     return 0;
 }
