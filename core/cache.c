@@ -474,10 +474,8 @@ static int make_root(struct larder *l)
 
     if (r < 0)
         return r;
-    root->mode = S_IFDIR | (l->opts.root_mode & 07777);
-    root->uid = l->opts.root_uid;
-    root->gid = l->opts.root_gid;
-    root->atime_ns = root->mtime_ns = root->ctime_ns = cache_wall(l);
+    node_set_owner(l->tree, root, l->opts.root_mode, l->opts.root_uid, l->opts.root_gid);
+    node_times_now(l, root);
     return 0;
 }
 

@@ -257,6 +257,7 @@ void log_node(struct larder *l, const struct node *n);
 void log_first_names(struct larder *l, const struct node *n); /* and the times of the directories they are in */
 void log_name(struct larder *l, const struct dentry *d);
 void log_unname(struct larder *l, const struct dentry *d);
+void log_unname_of(struct larder *l, const struct node *parent, const struct node *n, const char *name, size_t name_bytes);
 void log_touch(struct larder *l, const struct node *dir);
 void log_drop(struct larder *l, const struct node *n, enum drop_reason reason);
 void log_value(struct larder *l, const struct node *n);
@@ -322,7 +323,8 @@ int open_node_commit(struct open_node *on, bool durable);
 int open_node_seal(struct open_node *on);
 int open_node_resize(struct open_node *on, uint64_t size_bytes);
 void cache_seal_later(struct larder *l, uint64_t id); /* cache lock held */
-void node_clear_priv(struct node *n);                 /* setuid, and setgid of executables; cache lock held */
+void node_times_now(struct larder *l, struct node *n); /* atime, mtime and ctime */
+void node_clear_priv(struct larder *l, struct node *n); /* setuid, and setgid of executables; cache lock held */
 
 /* cache_attr.c. Cache lock held. */
 uint64_t cache_valid_ns(const struct larder *l, const struct node *n);

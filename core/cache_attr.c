@@ -55,20 +55,22 @@ void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr 
 {
     const struct node_ext *x = node_ext(l->tree, n);
     const struct open_node *on = n->flags & NODE_OPEN ? open_node_find(l, node_slot(l->tree, n)) : NULL;
+    struct node_times times;
 
     lock_assert_held(&l->lock);
+    node_times(l->tree, n, &times);
     *ret_attr = (struct larder_attr){
         .ino = node_id(l->tree, n),
-        .mode = n->mode,
-        .nlink = n->nlink,
-        .uid = n->uid,
-        .gid = n->gid,
+        .mode = node_mode(l->tree, n),
+        .nlink = node_nlink(l->tree, n),
+        .uid = node_uid(l->tree, n),
+        .gid = node_gid(l->tree, n),
         .rdev = x ? x->rdev : 0,
-        .size_bytes = n->size_bytes,
+        .size_bytes = node_size(l->tree, n),
         .disk_bytes = node_disk_bytes(l, n),
-        .atime_ns = n->atime_ns,
-        .mtime_ns = n->mtime_ns,
-        .ctime_ns = n->ctime_ns,
+        .atime_ns = times.atime_ns,
+        .mtime_ns = times.mtime_ns,
+        .ctime_ns = times.ctime_ns,
         .btime_ns = 0,
         .valid_ns = cache_valid_ns(l, n),
     };
@@ -86,7 +88,7 @@ void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr 
 
 bool node_may_be_open(const struct larder *l, const struct node *n)
 {
-    return n->flags & NODE_OPEN || (l->opts.hits == LARDER_HITS_SAMPLED && n->lookups > 0);
+    return n->flags & NODE_OPEN || (l->opts.hits == LARDER_HITS_SAMPLED && node_lookups(l->tree, n) > 0);
 }
 
 bool cache_is_stale(const struct larder *l, const struct node *n)
@@ -111,38 +113,49 @@ int larder_getattr(struct larder *l, uint64_t id, struct larder_attr *ret_attr)
     return r;
 }
 
-void node_clear_priv(struct node *n)
+void node_times_now(struct larder *l, struct node *n)
 {
-    n->mode &= ~(uint32_t)S_ISUID;
-    if (n->mode & S_IXGRP)
-        n->mode &= ~(uint32_t)S_ISGID;
+    struct node_times times = {.written_ns = node_written_ns(l->tree, n)};
+
+    times.atime_ns = times.mtime_ns = times.ctime_ns = cache_wall(l);
+    node_set_times(l->tree, n, &times);
+}
+
+void node_clear_priv(struct larder *l, struct node *n)
+{
+    uint32_t mode = node_mode(l->tree, n);
+
+    mode &= ~(uint32_t)S_ISUID;
+    if (mode & S_IXGRP)
+        mode &= ~(uint32_t)S_ISGID;
+    node_set_mode(l->tree, n, mode);
 }
 
 static void set_times(struct larder *l, struct node *n, unsigned set, const struct larder_attr *attr)
 {
     int64_t now = cache_wall(l);
+    struct node_times times;
 
+    node_times(l->tree, n, &times);
     if (set & LARDER_SET_ATIME)
-        n->atime_ns = attr->atime_ns;
+        times.atime_ns = attr->atime_ns;
     if (set & LARDER_SET_ATIME_NOW)
-        n->atime_ns = now;
+        times.atime_ns = now;
     if (set & LARDER_SET_MTIME)
-        n->mtime_ns = attr->mtime_ns;
+        times.mtime_ns = attr->mtime_ns;
     if (set & LARDER_SET_MTIME_NOW)
-        n->mtime_ns = now;
-    n->ctime_ns = set & LARDER_SET_CTIME ? attr->ctime_ns : now;
+        times.mtime_ns = now;
+    times.ctime_ns = set & LARDER_SET_CTIME ? attr->ctime_ns : now;
+    node_set_times(l->tree, n, &times);
 }
 
 static void set_attrs(struct larder *l, struct node *n, unsigned set, const struct larder_attr *attr)
 {
     if (set & (LARDER_SET_UID | LARDER_SET_GID) && !node_is_dir(n))
-        node_clear_priv(n); /* chown(2) does so for root, too */
-    if (set & LARDER_SET_MODE)
-        n->mode = (n->mode & S_IFMT) | (attr->mode & 07777);
-    if (set & LARDER_SET_UID)
-        n->uid = attr->uid;
-    if (set & LARDER_SET_GID)
-        n->gid = attr->gid;
+        node_clear_priv(l, n); /* chown(2) does so for root, too */
+    node_set_owner(l->tree, n, set & LARDER_SET_MODE ? attr->mode : node_mode(l->tree, n),
+                   set & LARDER_SET_UID ? attr->uid : node_uid(l->tree, n),
+                   set & LARDER_SET_GID ? attr->gid : node_gid(l->tree, n));
     set_times(l, n, set, attr);
 }
 
@@ -187,7 +200,7 @@ int larder_setattr(struct larder *l, uint64_t id, struct larder_file *f, unsigne
         r = -ESTALE;
     } else {
         if (set & LARDER_KILL_PRIV && !(set & (LARDER_SET_UID | LARDER_SET_GID))) /* set_attrs does it for those */
-            node_clear_priv(n);
+            node_clear_priv(l, n);
         if (set & ~(unsigned)(LARDER_SET_SIZE | LARDER_KILL_PRIV))
             set_attrs(l, n, set, attr);
         if (!(n->flags & NODE_NEW) && (n->first_dentry || id == LARDER_ROOT))

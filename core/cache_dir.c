@@ -88,11 +88,11 @@ static bool emit_entry(struct larder *l, const struct dentry *entry, bool plus, 
     if (plus)
         cache_fill_attr(l, n, &attr);
     else
-        attr = (struct larder_attr){.ino = node_id(l->tree, n), .mode = n->mode};
+        attr = (struct larder_attr){.ino = node_id(l->tree, n), .mode = node_mode(l->tree, n)};
     if (!emit(ctx, name, bytes, &attr, dentry_cookie(entry) + DOTS))
         return false;
     if (plus)
-        n->lookups++;
+        node_set_lookups(l->tree, n, node_lookups(l->tree, n) + 1);
     return true;
 }
 
@@ -219,7 +219,7 @@ static void rearm_visit(struct larder *l, struct node *n, void *ctx)
     if (node_is_dir(n))
         return;
     cache_arm(l, n);
-    if (n->lookups > 0 && l->callbacks.node_changed)
+    if (node_lookups(l->tree, n) > 0 && l->callbacks.node_changed)
         l->callbacks.node_changed(l->callbacks.ctx, node_id(l->tree, n), false);
 }
 
@@ -239,7 +239,7 @@ static void subtree_visit_count(struct larder *l, struct node *n, void *ctx)
         return;
     }
     s->entries++;
-    s->hits += n->hits;
+    s->hits += node_hits(l->tree, n);
     s->pinned += policy_pin(l, n, NULL);
     s->open_files += on ? on->opens : 0;
     if (!node_is_file(n))

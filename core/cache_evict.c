@@ -71,7 +71,7 @@ void node_take_value(struct larder *l, struct node *n, struct value *ret_value)
 
 void node_gone_if_unused(struct larder *l, struct node *n)
 {
-    if (n->first_dentry || n->lookups || (n->flags & NODE_OPEN) || node_slot(l->tree, n) == NODE_ROOT_SLOT)
+    if (n->first_dentry || node_lookups(l->tree, n) || (n->flags & NODE_OPEN) || node_slot(l->tree, n) == NODE_ROOT_SLOT)
         return;
     assert(!(n->flags & (NODE_LISTED | NODE_HELD)));
     node_free(l->tree, n);
@@ -80,7 +80,7 @@ void node_gone_if_unused(struct larder *l, struct node *n)
 void node_settle_nameless(struct larder *l, struct node *n, struct value *ret_value)
 {
     *ret_value = (struct value){.kind = VALUE_EMPTY};
-    if (n->first_dentry || n->flags & NODE_OPEN || (n->lookups > 0 && !(n->flags & NODE_EVICTED)))
+    if (n->first_dentry || n->flags & NODE_OPEN || (node_lookups(l->tree, n) > 0 && !(n->flags & NODE_EVICTED)))
         return;
     node_take_value(l, n, ret_value);
     node_gone_if_unused(l, n);
@@ -90,10 +90,10 @@ void node_settle_nameless(struct larder *l, struct node *n, struct value *ret_va
 
 static void tell_names_gone(struct larder *l, const struct node *n)
 {
-    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next)) {
+    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, dentry_next_name(d))) {
         size_t bytes;
         const char *name = dentry_name(l->tree, d, &bytes);
-        if (n->lookups > 0 && l->callbacks.name_gone)
+        if (node_lookups(l->tree, n) > 0 && l->callbacks.name_gone)
             l->callbacks.name_gone(l->callbacks.ctx, node_id(l->tree, tree_slot(l->tree, d->parent)),
                                    node_id(l->tree, n), name, bytes);
     }
@@ -104,7 +104,7 @@ static void tell_parent_changed(struct larder *l, const struct node *parent)
 {
     uint64_t id = node_id(l->tree, parent);
 
-    if (id == l->told_parent || parent->lookups == 0 || !l->callbacks.node_changed)
+    if (id == l->told_parent || node_lookups(l->tree, parent) == 0 || !l->callbacks.node_changed)
         return;
     l->told_parent = id;
     l->callbacks.node_changed(l->callbacks.ctx, id, false);
@@ -155,11 +155,11 @@ void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, 
     while (n->first_dentry) {
         struct dentry *d = tree_dentry(l->tree, n->first_dentry);
         struct node *parent = tree_slot(l->tree, d->parent);
-        parent->mtime_ns = parent->ctime_ns = now;
+        node_set_changed(l->tree, parent, now);
         tell_parent_changed(l, parent); /* not logged: what leaves by itself is no change of a client's */
         tree_unlink(l->tree, d);
     }
-    n->ctime_ns = now;
+    node_set_ctime(l->tree, n, now);
     n->flags |= NODE_EVICTED;
     node_unlinked(l, n);
     node_take_value(l, n, ret_value);

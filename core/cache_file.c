@@ -234,7 +234,7 @@ void open_node_put(struct open_node *on, bool writer)
 /* Of an open that only means to read on: what has left since is read by those who had it open. */
 static bool is_left_open(const struct larder *l, const struct node *n)
 {
-    return l->opts.hits == LARDER_HITS_SAMPLED && n->lookups > 0;
+    return l->opts.hits == LARDER_HITS_SAMPLED && node_lookups(l->tree, n) > 0;
 }
 
 static int open_check(struct larder *l, struct node *n, int flags)
@@ -261,8 +261,8 @@ static void count_open(struct larder *l, struct node *n, int flags)
         return;
     if ((flags & O_ACCMODE) != O_WRONLY) {
         COUNT(l, hits);
-        if (n->hits < UINT32_MAX)
-            n->hits++;
+        if (node_hits(l->tree, n) < UINT32_MAX)
+            node_set_hits(l->tree, n, node_hits(l->tree, n) + 1);
     }
 }
 
@@ -288,7 +288,7 @@ static int open_locked(struct larder *l, uint64_t id, int flags, bool writable, 
         return 0; /* who reads on past the deadline does not move it */
     if (n->first_dentry) {
         evict_use(&l->evict, l->tree, n, cache_now(l));
-        if (l->opts.idle_ns != POLICY_UNSET || l->policy_dirs > 0 || n->ext)
+        if (l->opts.idle_ns != POLICY_UNSET || l->policy_dirs > 0 || node_ext(l->tree, n))
             cache_arm(l, n);
     }
     return 0;
@@ -529,9 +529,9 @@ static void note_change(struct open_node *on, bool kill_priv)
     note_uncommitted(on);
     lock_take(&l->lock);
     n = tree_node(l->tree, on->id);
-    n->mtime_ns = n->ctime_ns = cache_wall(l);
-    if (kill_priv && (n->mode & (S_ISUID | S_ISGID))) {
-        node_clear_priv(n);
+    node_set_changed(l->tree, n, cache_wall(l));
+    if (kill_priv && (node_mode(l->tree, n) & (S_ISUID | S_ISGID))) {
+        node_clear_priv(l, n);
         if (l->callbacks.node_changed) /* who wrote beside its cache was not told the mode */
             l->callbacks.node_changed(l->callbacks.ctx, on->id, false);
     }
@@ -697,7 +697,7 @@ static int publish(struct larder *l, struct open_node *on, const struct value *v
     if (is_write) {
         if (!same_bytes(ret_old, v)) /* changed in place its fsynced bytes are as safe as before */
             n->flags &= ~(unsigned)NODE_FSYNCED;
-        n->written_ns = cache_now(l);
+        node_set_written(l->tree, n, cache_now(l));
         COUNT(l, puts);
         if (ret_old->kind != VALUE_EMPTY)
             COUNT(l, replaced);
@@ -763,11 +763,12 @@ static int commit_unchanged(struct open_node *on, bool durable)
     log_begin(l);
     n = tree_node(l->tree, on->id);
     if (n->first_dentry && (n->flags & NODE_NEW || on->uncommitted)) {
-        if (on->changed && on->size_bytes != n->size_bytes && l->callbacks.node_changed)
+        if (on->changed && on->size_bytes != node_size(l->tree, n) && l->callbacks.node_changed)
             l->callbacks.node_changed(l->callbacks.ctx, on->id, true); /* given up: what the kernel holds is no value */
         if (on->uncommitted && !refused) {
-            n->written_ns = cache_now(l); /* bytes changed in place are a write, too */
-            evict_use(&l->evict, l->tree, n, n->written_ns);
+            uint64_t now = cache_now(l);
+            node_set_written(l->tree, n, now); /* bytes changed in place are a write, too */
+            evict_use(&l->evict, l->tree, n, now);
             cache_arm(l, n);
         }
         on->uncommitted = false;

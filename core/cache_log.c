@@ -29,18 +29,20 @@ static void log_check(struct larder *l, int r)
 void node_to_image(const struct larder *l, const struct node *n, struct node_image *ret_image)
 {
     const struct node_ext *x = node_ext(l->tree, n);
+    struct node_times times;
 
+    node_times(l->tree, n, &times);
     *ret_image = (struct node_image){
         .id = node_id(l->tree, n),
-        .mode = n->mode,
-        .uid = n->uid,
-        .gid = n->gid,
-        .hits = n->hits,
+        .mode = node_mode(l->tree, n),
+        .uid = node_uid(l->tree, n),
+        .gid = node_gid(l->tree, n),
+        .hits = node_hits(l->tree, n),
         .rdev = x ? x->rdev : 0,
-        .atime_ns = n->atime_ns,
-        .mtime_ns = n->mtime_ns,
-        .ctime_ns = n->ctime_ns,
-        .written_ns = n->written_ns,
+        .atime_ns = times.atime_ns,
+        .mtime_ns = times.mtime_ns,
+        .ctime_ns = times.ctime_ns,
+        .written_ns = times.written_ns,
         .used_ns = n->used_ns,
         .ttl_ns = x ? x->ttl_ns : POLICY_UNSET,
         .idle_ns = x ? x->idle_ns : POLICY_UNSET,
@@ -84,7 +86,7 @@ void log_name(struct larder *l, const struct dentry *d)
 
 void log_first_names(struct larder *l, const struct node *n)
 {
-    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next)) {
+    for (struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, dentry_next_name(d))) {
         log_name(l, d);
         log_touch(l, tree_slot(l->tree, d->parent));
     }
@@ -92,11 +94,16 @@ void log_first_names(struct larder *l, const struct node *n)
 
 void log_unname(struct larder *l, const struct dentry *d)
 {
-    struct name_image image;
+    size_t bytes;
+    const char *name = dentry_name(l->tree, d, &bytes);
 
-    dentry_to_image(l, d, &image);
-    log_check(l, record_add_unname(&l->rb, image.parent, image.name, image.name_bytes));
-    record_changes(&l->rb, image.node);
+    log_unname_of(l, tree_slot(l->tree, d->parent), tree_slot(l->tree, d->node), name, bytes);
+}
+
+void log_unname_of(struct larder *l, const struct node *parent, const struct node *n, const char *name, size_t name_bytes)
+{
+    log_check(l, record_add_unname(&l->rb, node_id(l->tree, parent), name, name_bytes));
+    record_changes(&l->rb, node_id(l->tree, n));
 }
 
 void log_touch(struct larder *l, const struct node *dir)

@@ -46,7 +46,7 @@ static int find_dir(const struct larder *l, uint64_t id, struct node **ret_dir)
 
 static void touch_dir(struct larder *l, struct node *dir)
 {
-    dir->mtime_ns = dir->ctime_ns = cache_wall(l);
+    node_set_changed(l->tree, dir, cache_wall(l));
     log_touch(l, dir);
 }
 
@@ -85,7 +85,7 @@ static void names_changed(struct larder *l, struct node *n)
 /* The last name may be gone: then the node leaves everything but its open files and the kernel's references. */
 static void after_unlink(struct larder *l, struct node *n, struct aftermath *a)
 {
-    n->ctime_ns = cache_wall(l);
+    node_set_ctime(l->tree, n, cache_wall(l));
     if (n->first_dentry) {
         names_changed(l, n);
         if (!(n->flags & NODE_NEW))
@@ -113,8 +113,8 @@ static void count_lookup(struct larder *l, struct node *n)
     if (l->opts.hits == LARDER_HITS_EXACT || !node_is_file(n))
         return;
     COUNT(l, hits);
-    if (n->hits < UINT32_MAX)
-        n->hits++;
+    if (node_hits(l->tree, n) < UINT32_MAX)
+        node_set_hits(l->tree, n, node_hits(l->tree, n) + 1);
     evict_use(&l->evict, l->tree, n, cache_now(l));
 }
 
@@ -144,7 +144,7 @@ int larder_lookup(struct larder *l, uint64_t parent, const char *name, size_t na
         }
     }
     if (n && r == 0) {
-        n->lookups++;
+        node_set_lookups(l->tree, n, node_lookups(l->tree, n) + 1);
         count_lookup(l, n);
         cache_fill_attr(l, n, ret_attr);
     } else {
@@ -165,7 +165,9 @@ void larder_forget(struct larder *l, uint64_t id, uint64_t count)
     lock_take(&l->lock);
     n = tree_node(l->tree, id);
     if (n && id != LARDER_ROOT) {
-        n->lookups -= (uint32_t)MIN(count, n->lookups);
+        uint32_t lookups = node_lookups(l->tree, n);
+
+        node_set_lookups(l->tree, n, lookups - (uint32_t)MIN(count, lookups));
         if (!n->first_dentry)
             node_settle_nameless(l, n, &gone); /* K3: its DROP was sent when its name went */
     }
@@ -208,7 +210,7 @@ static int make_ext(struct larder *l, struct node *n, const struct making *m)
         return -ENOMEM;
     (void)tlv_put(tlv, NODE_TLV_SYMLINK, NULL, 0, m->target, target_bytes); /* same size as just measured */
     node_set_tlv(l->tree, n, &tlv, (uint32_t)tlv_bytes);
-    n->size_bytes = target_bytes;
+    node_set_target_bytes(n, (uint32_t)target_bytes);
     return 0;
 }
 
@@ -216,20 +218,20 @@ static int make_ext(struct larder *l, struct node *n, const struct making *m)
 static int make_node(struct larder *l, const struct node *dir, const struct making *m, struct node **ret_node)
 {
     uint32_t mode = m->mode & ~(m->target ? 0 : m->cred->umask);
+    bool group_is_inherited = node_mode(l->tree, dir) & S_ISGID;
+    int64_t wall = cache_wall(l);
+    struct node_times times = {.atime_ns = wall, .mtime_ns = wall, .ctime_ns = wall, .written_ns = cache_now(l)};
     struct node *n;
-    int r = node_new(l->tree, mode, &n);
+    int r;
 
+    if (group_is_inherited && S_ISDIR(mode))
+        mode |= S_ISGID;
+    r = node_new(l->tree, mode, &n);
     if (r < 0)
         return r;
-    n->uid = m->cred->uid;
-    n->gid = m->cred->gid;
-    if (dir->mode & S_ISGID) {
-        n->gid = dir->gid;
-        if (node_is_dir(n))
-            n->mode |= S_ISGID;
-    }
-    n->atime_ns = n->mtime_ns = n->ctime_ns = cache_wall(l);
-    n->written_ns = n->used_ns = cache_now(l);
+    node_set_owner(l->tree, n, mode, m->cred->uid, group_is_inherited ? node_gid(l->tree, dir) : m->cred->gid);
+    node_set_times(l->tree, n, &times);
+    n->used_ns = times.written_ns;
     n->flags |= m->is_new ? (unsigned)NODE_NEW : 0u;
     r = make_ext(l, n, m);
     if (r < 0) {
@@ -272,7 +274,7 @@ static int make_named(struct larder *l, const struct making *m, struct aftermath
     }
     node_linked(l, n);
     if (m->is_new) { /* nothing to log before its first commit (log_first_names) */
-        dir->mtime_ns = dir->ctime_ns = cache_wall(l);
+        node_set_changed(l->tree, dir, cache_wall(l));
     } else {
         touch_dir(l, dir);
         log_node(l, n);
@@ -309,7 +311,7 @@ static int make_once(struct larder *l, const struct making *m, struct larder_att
     log_begin(l);
     r = make_named(l, m, &after, &n);
     if (r == 0) {
-        n->lookups++;
+        node_set_lookups(l->tree, n, node_lookups(l->tree, n) + 1);
         cache_fill_attr(l, n, ret_attr);
     }
     after.seq = log_end(l);
@@ -405,7 +407,7 @@ int larder_tmpfile(struct larder *l, uint64_t parent, uint32_t mode, int flags, 
     if (r == 0)
         r = make_node(l, dir, &m, &n);
     if (r == 0) {
-        n->lookups++;
+        node_set_lookups(l->tree, n, node_lookups(l->tree, n) + 1);
         cache_fill_attr(l, n, ret_attr);
     }
     lock_give(&l->lock);
@@ -430,7 +432,7 @@ int larder_readlink(struct larder *l, uint64_t id, char *out, size_t out_bytes)
     x = n ? node_ext(l->tree, n) : NULL;
     if (!n) {
         r = -ESTALE;
-    } else if (S_ISLNK(n->mode) && x) {
+    } else if (node_is_symlink(n) && x) {
         while (tlv_next(x->tlv, x->tlv_bytes, &offset, &tlv) == 0) {
             if (tlv.kind != NODE_TLV_SYMLINK || tlv.value_bytes >= out_bytes)
                 continue;
@@ -463,7 +465,7 @@ static int link_locked(struct larder *l, struct node *n, uint64_t parent, const 
     d = tree_find(l->tree, node_slot(l->tree, dir), name, name_bytes);
     if (d && (tree_slot(l->tree, d->node) == n || !drop_if_expired(l, tree_slot(l->tree, d->node), a)))
         return -EEXIST;
-    if (n->nlink >= NLINK_MAX)
+    if (node_nlink(l->tree, n) >= NLINK_MAX)
         return -EMLINK;
     if (nameless && entries_are_full(l))
         return -EAGAIN;
@@ -472,7 +474,7 @@ static int link_locked(struct larder *l, struct node *n, uint64_t parent, const 
     if (r < 0)
         return r;
     touch_dir(l, dir);
-    n->ctime_ns = cache_wall(l);
+    node_set_ctime(l->tree, n, cache_wall(l));
     if (nameless)
         node_linked(l, n);
     else
@@ -535,7 +537,7 @@ static int link_once(struct larder *l, uint64_t id, uint64_t parent, const char 
         r = link_locked(l, n, parent, name, name_bytes, &after);
     if (r == 0) {
         uncommitted = n->flags & NODE_NEW;
-        n->lookups++;
+        node_set_lookups(l->tree, n, node_lookups(l->tree, n) + 1);
         cache_fill_attr(l, n, ret_attr);
     }
     after.seq = log_end(l);
@@ -586,7 +588,7 @@ static int unlink_locked(struct larder *l, uint64_t parent, const char *name, si
     if (drop_if_expired(l, n, a))
         return -ENOENT;
     if (!(n->flags & NODE_NEW)) {
-        if (n->nlink == 1) {
+        if (node_nlink(l->tree, n) == 1) {
             log_drop(l, n, DROP_REMOVED);
         } else {
             log_unname(l, d);
@@ -613,12 +615,12 @@ static int rmdir_locked(struct larder *l, uint64_t parent, const char *name, siz
     n = tree_slot(l->tree, d->node);
     if (!node_is_dir(n))
         return -ENOTDIR;
-    if (n->child_count > 0)
+    if (node_child_count(l->tree, n) > 0)
         return -ENOTEMPTY;
     log_drop(l, n, DROP_REMOVED);
     tree_unlink(l->tree, d);
     touch_dir(l, dir);
-    n->ctime_ns = cache_wall(l);
+    node_set_ctime(l->tree, n, cache_wall(l));
     node_unlinked(l, n);
     node_gone_if_unused(l, n);
     return 0;
@@ -708,7 +710,7 @@ static int rename_check(struct larder *l, const struct renaming *m)
         return -EISDIR;
     if (!node_is_dir(m->over) && node_is_dir(m->n))
         return -ENOTDIR;
-    if (node_is_dir(m->over) && m->over->child_count > 0)
+    if (node_is_dir(m->over) && node_child_count(l->tree, m->over) > 0)
         return -ENOTEMPTY;
     return 0;
 }
@@ -716,7 +718,7 @@ static int rename_check(struct larder *l, const struct renaming *m)
 /* The moved node may be under other policies now. */
 static void rename_rearm(struct larder *l, struct renaming *m, struct node *n)
 {
-    n->ctime_ns = cache_wall(l);
+    node_set_ctime(l->tree, n, cache_wall(l));
     if (m->from_dir == m->to_dir || l->policy_dirs == 0)
         return;
     evict_unhold_all(&l->evict, l->tree); /* what leaves a pinned directory may be evicted again */
@@ -737,17 +739,18 @@ static void log_exchanged(struct larder *l, const struct node *n, const struct d
     log_name(l, d);
 }
 
-static void rename_exchange(struct larder *l, struct renaming *m)
+static int rename_exchange(struct larder *l, struct renaming *m)
 {
     struct node *n = m->n, *over = m->over;
+    int r = tree_exchange(l->tree, &m->from, &m->to);
 
-    /* Directories lose their name before they get the other: T3 holds at every step of the links' counts. */
-    tree_relink(l->tree, m->to, n);
-    tree_relink(l->tree, m->from, over);
+    if (r < 0)
+        return r;
     rename_rearm(l, m, n);
     rename_rearm(l, m, over);
     log_exchanged(l, n, m->to);
     log_exchanged(l, over, m->from);
+    return 0;
 }
 
 static int leave_whiteout(struct larder *l, const struct renaming *m)
@@ -773,7 +776,7 @@ static int leave_whiteout(struct larder *l, const struct renaming *m)
 static void rename_drop_target(struct larder *l, struct renaming *m, struct aftermath *a)
 {
     if (!(m->over->flags & NODE_NEW)) {
-        if (node_is_dir(m->over) || m->over->nlink == 1)
+        if (node_is_dir(m->over) || node_nlink(l->tree, m->over) == 1)
             log_drop(l, m->over, DROP_REPLACED);
         else
             log_unname(l, m->to);
@@ -783,7 +786,7 @@ static void rename_drop_target(struct larder *l, struct renaming *m, struct afte
     tree_unlink(l->tree, m->to);
     m->to = NULL;
     if (node_is_dir(m->over)) {
-        m->over->ctime_ns = cache_wall(l);
+        node_set_ctime(l->tree, m->over, cache_wall(l));
         node_unlinked(l, m->over);
         node_gone_if_unused(l, m->over);
     } else {
@@ -796,14 +799,14 @@ static int rename_move(struct larder *l, struct renaming *m, struct aftermath *a
     struct dentry *d;
     int r;
 
-    r = tree_link(l->tree, m->to_dir, m->n, m->new_name, m->new_name_bytes, &d);
+    r = tree_move(l->tree, m->from, m->to_dir, m->new_name, m->new_name_bytes, &d);
     if (r < 0)
         return r; /* no memory: the target is as it was */
+    m->from = NULL;
     if (m->to)
         rename_drop_target(l, m, a);
     if (!(m->n->flags & NODE_NEW))
-        log_unname(l, m->from);
-    tree_unlink(l->tree, m->from);
+        log_unname_of(l, m->from_dir, m->n, m->name, m->name_bytes);
     rename_rearm(l, m, m->n);
     if (!(m->n->flags & NODE_NEW)) {
         log_node(l, m->n);
@@ -823,7 +826,7 @@ static bool rename_must_commit(const struct larder *l, const struct renaming *m,
 /* A whiteout is one entry more, unless the target was one that goes. */
 static bool rename_lacks_entry(const struct larder *l, const struct renaming *m)
 {
-    bool frees_one = m->over && !node_is_dir(m->over) && m->over->nlink == 1;
+    bool frees_one = m->over && !node_is_dir(m->over) && node_nlink(l->tree, m->over) == 1;
 
     return m->flags & RENAME_WHITEOUT && !frees_one && entries_are_full(l);
 }
@@ -858,7 +861,7 @@ static int rename_locked(struct larder *l, struct renaming *m, struct aftermath 
         return -EAGAIN;
     a->durable = rename_is_durable(m);
     if (m->flags & RENAME_EXCHANGE)
-        rename_exchange(l, m);
+        r = rename_exchange(l, m);
     else
         r = rename_move(l, m, a);
     if (r < 0)

@@ -16,9 +16,9 @@ uint64_t cache_sane_stamp(const struct larder *l, uint64_t ns)
     return MIN(ns, l->stamp_max_ns);
 }
 
-static bool image_needs_ext(const struct node *n, const struct node_image *i)
+static bool image_needs_ext(bool has_ext, const struct node_image *i)
 {
-    return n->ext || i->ttl_ns != POLICY_UNSET || i->idle_ns != POLICY_UNSET || i->expires_ns != POLICY_UNSET ||
+    return has_ext || i->ttl_ns != POLICY_UNSET || i->idle_ns != POLICY_UNSET || i->expires_ns != POLICY_UNSET ||
            i->pin != POLICY_BYTE_UNSET || i->compress != POLICY_BYTE_UNSET || i->rdev != 0 || i->tlv_bytes > 0;
 }
 
@@ -28,7 +28,7 @@ static int apply_ext(struct larder *l, struct node *n, const struct node_image *
     uint8_t *tlv = NULL;
     int r;
 
-    if (!image_needs_ext(n, i))
+    if (!image_needs_ext(node_ext(l->tree, n) != NULL, i))
         return 0;
     r = node_ext_need(l->tree, n, &x);
     if (r < 0)
@@ -49,7 +49,7 @@ static int apply_ext(struct larder *l, struct node *n, const struct node_image *
     return 0;
 }
 
-static uint64_t symlink_bytes(const struct node_image *i)
+static uint32_t symlink_bytes(const struct node_image *i)
 {
     struct tlv_view tlv;
     uint32_t offset = 0;
@@ -73,6 +73,7 @@ static void note_places(struct larder *l, const struct value *v)
 
 static int apply_node(struct larder *l, const struct node_image *i)
 {
+    struct node_times times;
     struct node *n;
     int r;
 
@@ -82,20 +83,19 @@ static int apply_node(struct larder *l, const struct node_image *i)
         return 0; /* the slot belongs to a later node already: this one is dead by now */
     if (r < 0)
         return r;
-    n->mode = i->mode;
-    n->uid = i->uid;
-    n->gid = i->gid;
-    n->hits = i->hits;
-    n->atime_ns = i->atime_ns;
-    n->mtime_ns = i->mtime_ns;
-    n->ctime_ns = i->ctime_ns;
-    n->written_ns = cache_sane_stamp(l, i->written_ns);
+    node_set_owner(l->tree, n, i->mode, i->uid, i->gid);
+    node_set_hits(l->tree, n, i->hits);
+    times = (struct node_times){.atime_ns = i->atime_ns,
+                                .mtime_ns = i->mtime_ns,
+                                .ctime_ns = i->ctime_ns,
+                                .written_ns = cache_sane_stamp(l, i->written_ns)};
+    node_set_times(l->tree, n, &times);
     n->used_ns = MAX(n->used_ns, cache_sane_stamp(l, i->used_ns));
     r = apply_ext(l, n, i);
     if (r < 0)
         return r;
-    if (S_ISLNK(n->mode))
-        n->size_bytes = symlink_bytes(i);
+    if (node_is_symlink(n))
+        node_set_target_bytes(n, symlink_bytes(i));
     return node_is_file(n) ? node_set_value(l->tree, n, &i->value) : 0;
 }
 
@@ -155,7 +155,8 @@ static void apply_use(struct larder *l, const uint8_t *items, uint32_t count)
         if (!n)
             continue;
         n->used_ns = MAX(n->used_ns, cache_sane_stamp(l, use.used_ns));
-        n->hits = MAX(n->hits, use.hits);
+        if (use.hits > node_hits(l->tree, n))
+            node_set_hits(l->tree, n, use.hits);
     }
 }
 
@@ -172,7 +173,7 @@ static void apply_touch(struct larder *l, uint64_t id, int64_t changed_ns)
     struct node *n = tree_node(l->tree, id);
 
     if (n && node_is_dir(n))
-        n->mtime_ns = n->ctime_ns = changed_ns;
+        node_set_changed(l->tree, n, changed_ns);
 }
 
 /* Records are missing that changed these nodes: whatever they are now, it is not what the log says. What is below a
@@ -237,30 +238,42 @@ int cache_apply(void *ctx, const struct entry_view *e)
 
 /* ---- what holds together ---- */
 
-/* Walks the directories below the root, depth first without recursion, and marks them in a bitmap by slot. */
-static void mark_reachable(struct larder *l, uint8_t *marks)
+static uint32_t parent_slot(const struct larder *l, uint32_t slot)
 {
-    struct node *dir = tree_slot(l->tree, NODE_ROOT_SLOT);
-    struct dentry *d = tree_dentry(l->tree, dir->first_child);
+    const struct dentry *d = tree_dentry(l->tree, tree_slot(l->tree, slot)->first_dentry);
 
-    marks[NODE_ROOT_SLOT / 8] |= 1u << NODE_ROOT_SLOT % 8;
-    for (;;) {
-        struct node *child;
-        while (!d) { /* back up; T3 makes the way unique */
-            struct dentry *own = tree_dentry(l->tree, dir->first_dentry);
-            if (!own)
-                return;
-            dir = tree_slot(l->tree, own->parent);
-            d = tree_dentry(l->tree, own->next);
-        }
-        child = tree_slot(l->tree, d->node);
-        if (!node_is_dir(child)) {
-            d = tree_dentry(l->tree, d->next);
+    return d ? d->parent : 0;
+}
+
+static bool mark_is_set(const uint8_t *marks, uint32_t slot)
+{
+    return marks[slot / 8] >> slot % 8 & 1;
+}
+
+static void mark_set(uint8_t *marks, uint32_t slot)
+{
+    marks[slot / 8] |= (uint8_t)(1u << slot % 8);
+}
+
+/* From each directory up (T3 makes the way unique), as far as nobody has been: so each is looked at a few times at most, and
+ * what is in them not at all. Whose way ends elsewhere than at a marked one is not reachable; nor is who gets to where he was. */
+static void mark_reachable(struct larder *l, uint8_t *marks, uint8_t *seen)
+{
+    mark_set(marks, NODE_ROOT_SLOT);
+    for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
+        const struct node *n = tree_slot(l->tree, s);
+        uint32_t up = s;
+
+        if (!n || !node_is_dir(n))
             continue;
+        while (up && !mark_is_set(marks, up) && !mark_is_set(seen, up)) {
+            mark_set(seen, up);
+            up = parent_slot(l, up);
         }
-        marks[d->node / 8] |= (uint8_t)(1u << d->node % 8);
-        dir = child;
-        d = tree_dentry(l->tree, dir->first_child);
+        if (!up || !mark_is_set(marks, up))
+            continue;
+        for (up = s; !mark_is_set(marks, up); up = parent_slot(l, up))
+            mark_set(marks, up);
     }
 }
 
@@ -268,7 +281,7 @@ static void drop_unreachable(struct larder *l, const uint8_t *marks)
 {
     for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
         struct node *n = tree_slot(l->tree, s);
-        if (n && node_is_dir(n) && !(marks[s / 8] >> s % 8 & 1))
+        if (n && node_is_dir(n) && !mark_is_set(marks, s))
             drop_node(l, n);
     }
     for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
@@ -280,15 +293,16 @@ static void drop_unreachable(struct larder *l, const uint8_t *marks)
 
 static int recover_tree(struct larder *l)
 {
-    _cleanup_free_ uint8_t *marks = NULL;
+    _cleanup_free_ uint8_t *marks = NULL, *seen = NULL;
     uint32_t slot_max = NODE_ROOT_SLOT;
 
     for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s))
         slot_max = s;
     marks = calloc(1, slot_max / 8 + 1);
-    if (!marks)
+    seen = calloc(1, slot_max / 8 + 1);
+    if (!marks || !seen)
         return -ENOMEM;
-    mark_reachable(l, marks);
+    mark_reachable(l, marks, seen);
     drop_unreachable(l, marks);
     return 0;
 }
@@ -354,13 +368,10 @@ int cache_make_lost_directories(struct larder *l)
         r = node_restore(l->tree, l->repair->directories[i], S_IFDIR | 0700, &n);
         if (r == -EBADMSG || r == -EEXIST)
             r = 0; /* no id of ours: what is in it goes as well */
-        else if (r == 0)
-            n->mode = S_IFDIR | 0700;
         if (r < 0 || !n)
             continue;
-        n->uid = l->opts.root_uid;
-        n->gid = l->opts.root_gid;
-        n->atime_ns = n->mtime_ns = n->ctime_ns = cache_wall(l);
+        node_set_owner(l->tree, n, 0700, l->opts.root_uid, l->opts.root_gid);
+        node_times_now(l, n);
     }
     return r;
 }

@@ -48,7 +48,7 @@ static uint32_t collect_uses(struct larder *l, struct use_image *uses)
 
     for (; n && n->used_ns > l->recency_flushed_ns && count < RECENCY_BATCH; n = tree_slot(l->tree, n->lru_next))
         if (!(n->flags & NODE_NEW))
-            uses[count++] = (struct use_image){.node = node_id(l->tree, n), .used_ns = n->used_ns, .hits = n->hits};
+            uses[count++] = (struct use_image){.node = node_id(l->tree, n), .used_ns = n->used_ns, .hits = node_hits(l->tree, n)};
     l->recency_flushed_ns = l->evict.newest_use_ns;
     return count;
 }

@@ -229,16 +229,16 @@ static int policy_text(const struct larder *l, const struct node *n, const char 
 
 static int fact_text(const struct larder *l, const struct node *n, const char *key, char out[TEXT_BYTES])
 {
-    uint64_t now = cache_now(l);
+    uint64_t now = cache_now(l), written_ns = node_written_ns(l->tree, n);
     struct value v;
 
     if (!node_is_file(n))
         return -ENODATA;
     node_value(l->tree, n, &v);
     if (strcmp(key, "hits") == 0)
-        (void)snprintf(out, TEXT_BYTES, "%u%s", n->hits, l->opts.hits == LARDER_HITS_SAMPLED ? " sampled" : "");
+        (void)snprintf(out, TEXT_BYTES, "%u%s", node_hits(l->tree, n), l->opts.hits == LARDER_HITS_SAMPLED ? " sampled" : "");
     else if (strcmp(key, "age") == 0)
-        larder_format_age((now > n->written_ns ? now - n->written_ns : 0) / NS_PER_MS * NS_PER_MS, out);
+        larder_format_age((now > written_ns ? now - written_ns : 0) / NS_PER_MS * NS_PER_MS, out);
     else if (strcmp(key, "stored_bytes") == 0)
         (void)snprintf(out, TEXT_BYTES, "%llu", (unsigned long long)v.stored_bytes);
     else if (strcmp(key, "codec") == 0)
@@ -562,7 +562,7 @@ static int change_xattr(struct larder *l, uint64_t id, const char *name, const v
         r = xattr_set(l, n, name, value, value_bytes, flags);
     }
     if (r == 0) {
-        n->ctime_ns = cache_wall(l);
+        node_set_ctime(l->tree, n, cache_wall(l));
         if (!(n->flags & NODE_NEW))
             log_node(l, n);
     }

@@ -148,10 +148,29 @@ static int keys_sort(struct use_key *keys, struct use_key *spare, size_t count)
     return 0;
 }
 
+/* From the coldest on. Equal stamps (damage) get distinct ones: keeps E1. */
+static void list_sorted(struct evict *e, const struct tree *t, const struct use_key *keys, size_t count)
+{
+    assert(e->listed == 0);
+    for (size_t i = 0; i < count; i++) {
+        struct node *n = tree_slot(t, keys[i].slot);
+
+        e->newest_use_ns = MAX(e->newest_use_ns + 1, keys[i].used_ns);
+        n->used_ns = e->newest_use_ns;
+        n->lru_next = i > 0 ? keys[i - 1].slot : 0;
+        n->lru_prev = i + 1 < count ? keys[i + 1].slot : 0;
+        n->flags |= NODE_LISTED; /* keeps E2 */
+    }
+    e->cold = count > 0 ? keys[0].slot : 0;
+    e->warm = count > 0 ? keys[count - 1].slot : 0;
+    e->listed = count;
+}
+
 int evict_rebuild(struct evict *e, const struct tree *t)
 {
     _cleanup_free_ struct use_key *keys = NULL;
     struct tree_totals totals;
+    bool sorted = true;
     size_t count = 0;
 
     tree_totals(t, &totals);
@@ -160,13 +179,13 @@ int evict_rebuild(struct evict *e, const struct tree *t)
         return -ENOMEM;
     for (uint32_t s = tree_next_slot(t, 0); s; s = tree_next_slot(t, s)) {
         struct node *n = tree_slot(t, s);
-        if (!n || !node_is_evictable(n) || n->nlink == 0)
+        if (!n || !node_is_evictable(n) || !n->first_dentry)
             continue;
+        sorted &= count == 0 || keys[count - 1].used_ns <= n->used_ns;
         keys[count++] = (struct use_key){.used_ns = n->used_ns, .slot = s};
     }
-    if (count > 0 && keys_sort(keys, keys + totals.nodes + 1, count) < 0)
+    if (!sorted && keys_sort(keys, keys + totals.nodes + 1, count) < 0)
         return -ENOMEM;
-    for (size_t i = 0; i < count; i++)
-        evict_use(e, t, tree_slot(t, keys[i].slot), keys[i].used_ns); /* equal stamps (damage) get distinct ones */
+    list_sorted(e, t, keys, count);
     return 0;
 }

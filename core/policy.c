@@ -46,14 +46,15 @@ static const struct node *newer_of(const struct larder *l, const struct node *a,
 static const struct node *policy_parent(const struct larder *l, const struct node *n)
 {
     const struct node *trusted = NULL, *any = NULL;
+    uint32_t uid = node_uid(l->tree, n);
 
-    if (node_is_dir(n) || n->nlink <= 1)
+    if (node_is_dir(n) || node_nlink(l->tree, n) <= 1)
         return tree_parent(l->tree, n);
-    for (const struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, d->node_next)) {
+    for (const struct dentry *d = tree_dentry(l->tree, n->first_dentry); d; d = tree_dentry(l->tree, dentry_next_name(d))) {
         const struct node *parent = tree_slot(l->tree, d->parent);
 
         any = newer_of(l, any, parent);
-        if (parent->uid == n->uid || parent->uid == 0)
+        if (node_uid(l->tree, parent) == uid || node_uid(l->tree, parent) == 0)
             trusted = newer_of(l, trusted, parent);
     }
     return trusted ? trusted : any;
@@ -123,7 +124,7 @@ uint64_t policy_deadline(const struct larder *l, const struct node *n, enum drop
     *ret_reason = DROP_TTL;
     if (!x && l->policy_dirs == 0 && l->opts.ttl_ns == POLICY_UNSET && l->opts.idle_ns == POLICY_UNSET)
         return UINT64_MAX;
-    deadline = after(n->written_ns, policy_ttl(l, n, NULL));
+    deadline = after(node_written_ns(l->tree, n), policy_ttl(l, n, NULL));
     other = after(n->used_ns, policy_idle(l, n, NULL));
     if (other < deadline) {
         deadline = other;

@@ -5,11 +5,17 @@
 
 #include "util.h"
 
+#define PAGE_BYTES_MAX 65536u
 #define SCAN_CHUNKS_MAX 4u /* looked at for a free slot before the slab grows instead */
 
 struct chunk_header {
     uint32_t first_index;
 };
+
+static size_t chunk_bytes(const struct slab *s)
+{
+    return SLAB_CHUNK_HEADER_BYTES + (size_t)SLAB_CHUNK_SLOTS * s->slot_bytes;
+}
 
 void slab_init(struct slab *s, uint32_t slot_bytes, uint32_t link_offset)
 {
@@ -22,7 +28,7 @@ void slab_fini(struct slab *s)
 {
     for (uint32_t i = 0; i < s->chunk_room; i++)
         if (s->chunks[i])
-            (void)munmap(s->chunks[i], SLAB_CHUNK_BYTES); /* cannot fail: it was mapped so */
+            (void)munmap(s->chunks[i], chunk_bytes(s)); /* cannot fail: it was mapped so */
     free(s->chunks);
     *s = (struct slab){0};
 }
@@ -49,25 +55,22 @@ static uint32_t *slab_link(const struct slab *s, uint32_t index)
     return (uint32_t *)(void *)((char *)slab_at(s, index) + s->link_offset);
 }
 
-/* Aligned, zeroed, and no memory before it is touched. NULL: there is none. */
-static void *chunk_map(void)
+void *slab_map_chunk(size_t bytes)
 {
     char *p = mmap(NULL, (size_t)2 * SLAB_CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    size_t before;
+    size_t before, kept = MIN(round_up(bytes, PAGE_BYTES_MAX), SLAB_CHUNK_BYTES);
 
     if (p == MAP_FAILED)
         return NULL;
     before = -(uintptr_t)p & (SLAB_CHUNK_BYTES - 1);
     if (before > 0)
         (void)munmap(p, before); /* what is left of it is address space, no memory */
-    (void)munmap(p + before + SLAB_CHUNK_BYTES, SLAB_CHUNK_BYTES - before);
+    (void)munmap(p + before + kept, 2 * SLAB_CHUNK_BYTES - before - kept); /* else a huge page may take it in */
     return p + before;
 }
 
 static int slab_need_chunk(struct slab *s, uint32_t chunk)
 {
-    struct chunk_header *header;
-
     if (chunk >= s->chunk_room) {
         uint32_t room = MAX(chunk + 1, s->chunk_room * 2);
         char **chunks = realloc(s->chunks, room * sizeof(*chunks));
@@ -79,13 +82,34 @@ static int slab_need_chunk(struct slab *s, uint32_t chunk)
     }
     if (s->chunks[chunk])
         return 0;
-    header = chunk_map();
-    if (!header)
+    s->chunks[chunk] = slab_map_chunk(chunk_bytes(s));
+    if (!s->chunks[chunk])
         return -ENOMEM;
-    header->first_index = chunk * SLAB_CHUNK_SLOTS;
-    s->chunks[chunk] = (char *)header;
     s->chunk_count++;
     return 0;
+}
+
+/* Not when the chunk is mapped: one that is only reserved stays untouched. */
+static void slab_enter_chunk(struct slab *s, uint32_t index)
+{
+    struct chunk_header *header = (struct chunk_header *)(void *)s->chunks[index / SLAB_CHUNK_SLOTS];
+
+    header->first_index = index - index % SLAB_CHUNK_SLOTS;
+}
+
+int slab_reserve(struct slab *s, uint64_t count)
+{
+    int r = 0;
+
+    if (count > SLAB_INDEX_MAX)
+        return -ENOMEM;
+    while (r == 0 && s->chunk_count * SLAB_CHUNK_SLOTS <= count) {
+        uint32_t chunk = (uint32_t)s->chunk_count;
+        r = slab_need_chunk(s, chunk);
+        if (r == 0) /* sparse in use: a huge page would be taken for a few slots */
+            (void)madvise(s->chunks[chunk], chunk_bytes(s), MADV_NOHUGEPAGE);
+    }
+    return r;
 }
 
 /* Chains the free slots of the next chunks that have any. The chain is empty, so none of them is in it already. */
@@ -122,6 +146,7 @@ int slab_take(struct slab *s, uint32_t *ret_index)
         r = slab_need_chunk(s, index / SLAB_CHUNK_SLOTS);
         if (r < 0)
             return r;
+        slab_enter_chunk(s, index);
         s->used_max = index;
     }
     memset(slab_at(s, index), 0, s->slot_bytes);
@@ -136,7 +161,7 @@ static void slab_expect_few(const struct slab *s, uint32_t index)
     char *chunk = s->chunks[index / SLAB_CHUNK_SLOTS];
 
     if (index > s->used_max + 1)
-        (void)madvise(chunk, SLAB_CHUNK_BYTES, MADV_NOHUGEPAGE); /* a kernel that has none needs no telling */
+        (void)madvise(chunk, chunk_bytes(s), MADV_NOHUGEPAGE); /* a kernel that has none needs no telling */
 }
 
 int slab_take_at(struct slab *s, uint32_t index)
@@ -154,6 +179,7 @@ int slab_take_at(struct slab *s, uint32_t index)
         return r;
     if (fresh)
         slab_expect_few(s, index);
+    slab_enter_chunk(s, index);
     memset(slab_at(s, index), 0, s->slot_bytes);
     s->used_max = MAX(s->used_max, index);
     s->live_count++;

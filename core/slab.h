@@ -46,6 +46,11 @@ static inline void *slab_at(const struct slab *s, uint32_t index)
 void *slab_at_or_null(const struct slab *s, uint32_t index);
 uint32_t slab_index(const struct slab *s, const void *slot);
 int slab_take(struct slab *s, uint32_t *ret_index); /* -ENOMEM */
+/* While no more than `count` slots are live, slab_take does not fail. Costs address space alone. Not of a slab that slots are
+ * taken from by slab_take_at. -ENOMEM. */
+int slab_reserve(struct slab *s, uint64_t count);
+/* Up to SLAB_CHUNK_BYTES, aligned to that, zeroed, and no memory before it is touched; munmap them. NULL: there are none. */
+void *slab_map_chunk(size_t bytes);
 /* Recovery: makes that very slot usable; slots skipped on the way stay out of the free chain until
  * slab_rebuild_free. -ENOMEM; -EBADMSG past SLAB_INDEX_MAX, or for the next of very many that lie apart. */
 int slab_take_at(struct slab *s, uint32_t index);

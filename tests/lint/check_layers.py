@@ -15,9 +15,9 @@ import sys
 LAYERS = [
     ("larder", "inspect", "cache", "check"),
     ("evict", "expire", "policy"),
-    ("tree", "names", "content", "stage", "store", "journal", "checkpoint"),
+    ("tree", "node", "names", "content", "stage", "store", "journal", "checkpoint"),
     ("codec", "format"),
-    ("io", "clock", "lock", "log", "util", "quota", "stats", "text", "slab", "progress", "mountinfo"),
+    ("io", "clock", "lock", "log", "util", "quota", "stats", "text", "slab", "arena", "bucket", "progress", "mountinfo"),
 ]
 
 #: Includes against the order, each with its reason.
