@@ -479,6 +479,20 @@ static int make_root(struct larder *l)
     return 0;
 }
 
+static int forget_index(void *ctx) /* journal_reset */
+{
+    struct larder *l = ctx;
+    int r;
+
+    tree_free(l->tree);
+    l->tree = NULL;
+    memset(l->store_boot_id, 0, sizeof(l->store_boot_id));
+    r = tree_new(&l->tree);
+    if (r == 0)
+        r = make_root(l);
+    return r == 0 ? cache_make_lost_directories(l) : r;
+}
+
 /* The store or the journal can no longer promise what was written. */
 static void failed_below(void *ctx, int error, const char *what)
 {
@@ -507,6 +521,8 @@ static int open_parts(struct larder *l, struct journal_replay *replay, struct er
                                   .failed_ctx = l};
     struct journal_options jopts = {.store_id = l->store_id,
                                     .boot_id = l->boot_id,
+                                    .expect = cache_expect,
+                                    .reset = forget_index,
                                     .emergency_bytes = l->opts.quota_bytes == 0 ? 0 : EMERGENCY_BYTES,
                                     .read_only = l->opts.read_only,
                                     .failed = failed_below,

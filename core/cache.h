@@ -282,6 +282,7 @@ void dentry_to_image(const struct larder *l, const struct dentry *d, struct name
 
 /* cache_recover.c. Before anything else runs. */
 int cache_apply(void *ctx, const struct entry_view *entry); /* journal_apply */
+void cache_expect(void *ctx, const struct entry_view *entry); /* journal_expect */
 int cache_make_lost_directories(struct larder *l); /* of a repair, before the journal is read */
 int cache_recover(struct larder *l, const struct journal_replay *replay); /* drops what dangles, marks places */
 void cache_arm_all(struct larder *l);

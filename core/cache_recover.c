@@ -194,6 +194,14 @@ static void apply_recall(struct larder *l, const uint8_t *nodes, uint32_t count)
     }
 }
 
+void cache_expect(void *ctx, const struct entry_view *e)
+{
+    const struct larder *l = ctx;
+
+    if (e->type == ENTRY_NAME || e->type == ENTRY_UNNAME)
+        tree_expect(l->tree, id_slot(e->name.parent), e->name.name, e->name.name_bytes);
+}
+
 int cache_apply(void *ctx, const struct entry_view *e)
 {
     struct larder *l = ctx;
@@ -282,11 +290,6 @@ static void drop_unreachable(struct larder *l, const uint8_t *marks)
     for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
         struct node *n = tree_slot(l->tree, s);
         if (n && node_is_dir(n) && !mark_is_set(marks, s))
-            drop_node(l, n);
-    }
-    for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
-        struct node *n = tree_slot(l->tree, s);
-        if (n && !node_is_dir(n) && !n->first_dentry)
             drop_node(l, n);
     }
 }
@@ -413,7 +416,9 @@ int cache_recover(struct larder *l, const struct journal_replay *replay)
 
     for (uint32_t s = tree_next_slot(l->tree, 0); r >= 0 && s; s = tree_next_slot(l->tree, s)) {
         struct node *n = tree_slot(l->tree, s);
-        if (n)
+        if (n && !node_is_dir(n) && !n->first_dentry)
+            drop_node(l, n);
+        else if (n)
             r = recover_node(l, n);
     }
     if (r < 0)
@@ -428,6 +433,11 @@ int cache_recover(struct larder *l, const struct journal_replay *replay)
 
 void cache_arm_all(struct larder *l)
 {
+    struct tree_totals totals;
+
+    tree_totals(l->tree, &totals);
+    if (totals.extended == 0 && l->opts.ttl_ns == POLICY_UNSET && l->opts.idle_ns == POLICY_UNSET)
+        return; /* nobody has a deadline */
     for (uint32_t s = tree_next_slot(l->tree, 0); s; s = tree_next_slot(l->tree, s)) {
         struct node *n = tree_slot(l->tree, s);
         if (n && n->first_dentry)

@@ -48,6 +48,10 @@ struct journal;
 /* Replay. Called once per entry, in order, records whole; with ENTRY_RECALL only where records are missing: what those
  * nodes are is not known any more. Return < 0 to give up (only -ENOMEM makes sense). */
 typedef int (*journal_apply)(void *ctx, const struct entry_view *entry);
+/* An entry that will be applied a little later, if all goes well: a chance to fetch the memory it will want. */
+typedef void (*journal_expect)(void *ctx, const struct entry_view *entry);
+/* All that was applied so far was of a checkpoint that proves to be none to believe: as if nothing had been. 0 or -errno. */
+typedef int (*journal_reset)(void *ctx);
 
 struct journal_replay {
     bool found_index;          /* a valid checkpoint was loaded */
@@ -66,6 +70,8 @@ struct journal_options {
     const uint8_t *store_id; /* 16 bytes, copied */
     uint64_t emergency_bytes; /* reserve for removals, charged at open; 64 KiB is usual, 0 for quota=0 */
     const uint8_t *boot_id;   /* 16 bytes, borrowed by journal_open; NULL: not known. Of this boot of the machine */
+    journal_expect expect;    /* with the ctx of apply. NULL: not told */
+    journal_reset reset;      /* likewise. NULL: it cannot; then a checkpoint is read twice */
     bool read_only;           /* replay only: nothing is created or removed */
     /* The journal has gone bad, said once, perhaps with its locks held. NULL: nobody is told. */
     void (*failed)(void *ctx, int error, const char *what);

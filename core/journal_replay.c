@@ -2,9 +2,10 @@
 /*
  * journal_replay: from files back to entries, and how far files are believed.
  *
- * Checkpoint. Each is read twice, the first time only to judge it; the newest that is good in every byte, and whose
- * journal is there, is applied. When there is none, the newest is salvaged: every valid record of it is applied. What
- * the others held is missing then, but nothing is wrong: a checkpoint holds each thing once.
+ * Checkpoint. The newest that is good in every byte, and whose journal is there, is applied. It is judged while it is
+ * applied, and forgotten again if it proves to be none to believe; for who cannot forget it is read twice, the first time
+ * only to judge it. When there is none, the newest is salvaged: every valid record of it is applied. What the others held
+ * is missing then, but nothing is wrong: a checkpoint holds each thing once.
  *
  * Journal. Files follow in the order of their numbers. A file continues the history if its first_seq is the seq after
  * the last one applied. A hole in the history is one of two things:
@@ -37,6 +38,7 @@
 static_assert(WINDOW_BYTES / 2 >= RECORD_PAYLOAD_BYTES_MAX, "two of the largest payloads fit");
 
 #define RECORD_SEQ_OFFSET 8u
+#define ENTRIES_AHEAD 16u
 
 struct journal_reader {
     struct io *io;
@@ -59,9 +61,15 @@ struct replay {
     struct journal_reader reader;
     const struct journal_names *names;
     journal_apply apply;
+    journal_expect expect; /* NULL: nobody asks */
+    journal_reset reset;   /* NULL: what is applied stays */
     void *apply_ctx;
     struct journal_replay *out;
     struct replay_result result;
+    struct {
+        uint64_t nodes, names, entries;
+        bool ended;
+    } seen;            /* of the checkpoint that is being applied */
     uint64_t next_seq; /* 0: not known yet */
     const uint8_t *boot_id;    /* borrowed; of this boot of the machine, NULL: not known */
     bool same_boot;            /* the daemon whose records these are ran in this boot */
@@ -90,6 +98,8 @@ int journal_replay_all(struct io *io, int dir_fd, const struct journal_options *
 {
     struct replay rp = {.names = names,
                         .apply = apply,
+                        .expect = opts->expect,
+                        .reset = opts->reset,
                         .apply_ctx = apply_ctx,
                         .out = replay,
                         .boot_id = opts->boot_id,
@@ -188,6 +198,9 @@ static int replay_entry(struct replay *rp, const struct record_view *view, const
     int r = rp->apply(rp->apply_ctx, entry);
 
     rp->out->entries++;
+    rp->seen.nodes += entry->type == ENTRY_NODE;
+    rp->seen.names += entry->type == ENTRY_NAME;
+    rp->seen.ended |= entry->type == ENTRY_END;
     if (entry->type == ENTRY_BOOT)
         rp->same_boot = rp->boot_id && memcmp(entry->boot.boot_id, rp->boot_id, 16) == 0;
     if (entry->type == ENTRY_END) {
@@ -197,20 +210,37 @@ static int replay_entry(struct replay *rp, const struct record_view *view, const
     return r < 0 ? errtext(rp->err, r, "journal: applying record %llu", (unsigned long long)view->seq) : 0;
 }
 
+static int replay_entries(struct replay *rp, const struct record_view *view, const struct entry_view *entries, unsigned count)
+{
+    int r = 0;
+
+    rp->seen.entries += count;
+    for (unsigned i = 0; r == 0 && i < count; i++)
+        if (entries[i].type != ENTRY_RECALL) /* of records that are there */
+            r = replay_entry(rp, view, &entries[i]);
+    return r;
+}
+
+/* Some are taken before the first of them is applied: what it costs to wait for memory is paid for all of them at once. */
 static int replay_record(struct replay *rp, const struct record_view *view)
 {
-    struct entry_view entry;
+    struct entry_view entries[ENTRIES_AHEAD];
     uint32_t offset = 0;
-    int r;
+    unsigned count;
+    int taken, r;
 
-    while ((r = entry_next(view, &offset, &entry)) == 0) {
-        if (entry.type == ENTRY_RECALL)
-            continue; /* of records that are there */
-        r = replay_entry(rp, view, &entry);
+    do {
+        taken = 0;
+        for (count = 0; taken == 0 && count < ENTRIES_AHEAD; count += taken == 0) {
+            taken = entry_next(view, &offset, &entries[count]);
+            if (taken == 0 && rp->expect)
+                rp->expect(rp->apply_ctx, &entries[count]);
+        }
+        r = replay_entries(rp, view, entries, count);
         if (r < 0)
             return r;
-    }
-    return r == -ENODATA ? 0 : r;
+    } while (taken == 0);
+    return taken == -ENODATA ? 0 : taken;
 }
 
 static int index_apply(struct replay *rp, uint32_t no)
@@ -241,20 +271,83 @@ static bool journal_is_there(const struct journal_names *names, uint64_t no)
     return false;
 }
 
-static int index_take(struct replay *rp, uint32_t no, const struct end_image *end)
+/* It is the one: the reader has it open. */
+static void index_found(struct replay *rp, uint32_t no, const struct end_image *end)
 {
-    int r;
-
     rp->out->found_index = true;
     rp->out->end = *end;
     rp->result.index_no = no;
     rp->result.replay_from_no = (uint32_t)rp->reader.header.replay_from_no;
     rp->result.index_bytes = rp->reader.file_bytes;
     rp->next_seq = end->last_seq + 1;
+}
+
+/* -EBADMSG: not one to believe. Nothing of it is applied. */
+static int index_judge_and_take(struct replay *rp, uint32_t no, bool is_newest)
+{
+    struct end_image end;
+    int r = index_judge(rp, no, &end);
+
+    if (r == 0 && !is_newest && !journal_is_there(rp->names, rp->reader.header.replay_from_no))
+        r = -EBADMSG;
+    if (r < 0)
+        return r;
+    index_found(rp, no, &end);
     r = index_apply(rp, no);
     if (r == -EBADMSG)
         rp->out->corrupt_records++; /* changed between two reads: what came before stays applied */
     return r == -EBADMSG ? 0 : r;
+}
+
+/* All of the file that the reader has open. -EBADMSG: it proves to be none to believe. */
+static int index_apply_judging(struct replay *rp)
+{
+    struct record_view view;
+    int r;
+
+    memset(&rp->seen, 0, sizeof(rp->seen));
+    while ((r = reader_next(&rp->reader, &view)) == 0) {
+        uint64_t before = rp->seen.entries;
+
+        if (rp->seen.ended)
+            return -EBADMSG;
+        rp->out->index_records++;
+        r = replay_record(rp, &view);
+        if (r == 0 && rp->seen.ended && rp->seen.entries - before != 1)
+            r = -EBADMSG;
+        if (r < 0)
+            return r;
+    }
+    rp->out->read_bytes += reader_offset(&rp->reader);
+    if (r != -ENODATA)
+        return r;
+    if (!rp->seen.ended)
+        return -EBADMSG;
+    return rp->seen.nodes == rp->out->end.nodes && rp->seen.names == rp->out->end.names ? 0 : -EBADMSG;
+}
+
+/* -EBADMSG: not one to believe. Nothing of it is left. */
+static int index_take_or_reset(struct replay *rp, uint32_t no, bool is_newest)
+{
+    struct journal_replay before = *rp->out;
+    int r, reset;
+
+    r = reader_open_expected(&rp->reader, true, no);
+    if (r == 0 && !is_newest && !journal_is_there(rp->names, rp->reader.header.replay_from_no))
+        r = -EBADMSG;
+    if (r < 0)
+        return r;
+    r = index_apply_judging(rp);
+    if (r == 0) {
+        struct end_image end = rp->out->end;
+        index_found(rp, no, &end);
+    }
+    if (r != -EBADMSG)
+        return r;
+    *rp->out = before;
+    rp->same_boot = false;
+    reset = rp->reset(rp->apply_ctx);
+    return reset < 0 ? reset : r;
 }
 
 /* Every valid record of a checkpoint that is not whole. Its END, if that is among them, says where the journal goes on.
@@ -306,15 +399,15 @@ static int replay_newest_index(struct replay *rp)
 {
     size_t count = rp->names->index_count;
 
-    rp->reader.check_entries = false; /* index_judge walks them all before one is applied */
+    rp->reader.check_entries = false; /* one that is malformed makes all of it one not to believe */
     for (size_t i = count; i-- > 0;) {
         uint32_t no = rp->names->indexes[i];
-        struct end_image end;
-        int r = index_judge(rp, no, &end);
+        bool is_newest = i + 1 == count;
+        int r = rp->reset ? index_take_or_reset(rp, no, is_newest) : index_judge_and_take(rp, no, is_newest);
 
-        if (r == 0 && (i + 1 == count || journal_is_there(rp->names, rp->reader.header.replay_from_no)))
-            return index_take(rp, no, &end);
-        if (r < 0 && r != -EBADMSG)
+        if (r == 0)
+            return 0;
+        if (r != -EBADMSG)
             return errtext(rp->err, r, "index-%08x: reading: %s", no, strerror(-r));
         rp->out->corrupt_records++;
     }
