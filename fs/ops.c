@@ -435,7 +435,7 @@ static void ops_fill_statx(const struct larder_attr *attr, struct statx *stx)
 {
     *stx = (struct statx){
         .stx_mask = STATX_BASIC_STATS, /* when a file was made is not kept */
-        .stx_blksize = OPS_BLOCK_BYTES,
+        .stx_blksize = REPLY_BLOCK_BYTES,
         .stx_nlink = attr->nlink,
         .stx_uid = attr->uid,
         .stx_gid = attr->gid,

@@ -125,7 +125,7 @@ void reply_fill_stat(const struct larder_attr *attr, struct stat *ret_stat)
         .st_rdev = attr->rdev,
         .st_size = (off_t)attr->size_bytes,
         .st_blocks = (blkcnt_t)((attr->disk_bytes + 511) / 512),
-        .st_blksize = 4096,
+        .st_blksize = REPLY_BLOCK_BYTES,
     };
 #define REPLY_TIME(field, ns)                                                           \
     ret_stat->field.tv_sec = (ns) / (int64_t)NS_PER_S - ((ns) % (int64_t)NS_PER_S < 0); \

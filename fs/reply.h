@@ -9,6 +9,10 @@
 
 #include "fs/fs.h"
 
+/* st_blksize: how much programs gather before they write: C's stdio as much as this, 8 KiB at most, Python all of it. Each
+ * write is a round trip, so it is larger than a page. */
+#define REPLY_BLOCK_BYTES (64u << 10)
+
 struct watchdog_slot;
 
 struct call {

@@ -4,6 +4,7 @@ Method: sizes around every threshold, random and compressible, written in pieces
 
 import os
 import random
+import subprocess
 
 import pytest
 
@@ -48,6 +49,20 @@ def test_64_mib(mount, make):
     assert first_difference(get(m.path("key")), data) == ""
     m.restart()
     assert first_difference(get(m.path("key")), data) == ""
+
+
+def test_programs_gather_what_they_write(mount):
+    """As much as st_blksize tells, however it is asked for: a page would be 16 times the round trips."""
+    m = mount()
+    before = m.stats()["latency_write_count"]
+    with open(m.path("key"), "wb") as f:
+        for _ in range(1024):
+            f.write(bytes(KIB))
+    assert m.stats()["latency_write_count"] - before == 16
+    assert os.stat(m.path("key")).st_blksize == 64 * KIB
+    assert os.stat(m.mnt).st_blksize == 64 * KIB
+    told = subprocess.run(["stat", "-c", "%o %W", m.path("key")], capture_output=True, text=True, check=True).stdout
+    assert told.split()[0] == str(64 * KIB)  # %W: the birth time, for which the kernel asks by STATX
 
 
 @pytest.mark.parametrize("make", KINDS)
