@@ -4,8 +4,7 @@
  *
  * The question "is it compressed already?" is answered by a histogram of a sample: bytes that are spread as
  * evenly as chance would spread them are given to lz4 only as a sample of a few KiB, since repeats of a longer
- * pattern do not show in a histogram. A value no longer than the sample is simply tried: that is what the sample
- * would be, and the histogram takes longer than lz4 does to give up.
+ * pattern do not show in a histogram.
  *
  * What may never happen: a stored form that is larger than the value; a write past out on hostile input.
  */
@@ -24,6 +23,7 @@
 
 #define SAMPLE_BYTES 4096u
 #define SAMPLE_SLICES 4u
+#define WIDE_BYTES_MIN 512u     /* xxh3 of less than 241 has no use for wide registers */
 #define PACK_BYTES_MIN 64u      /* below this a header outweighs what lz4 could save */
 #define PACK_SAVES_AT_LEAST 8u  /* 1/8 of the input, under COMPRESS_AUTO */
 /* Sum of squared byte counts over what chance would give, in 1/16: 20/16 is an entropy of about 7.8 bits a byte. */
@@ -44,32 +44,41 @@ const char *codec_name(enum codec codec)
 }
 
 /* The sample is four slices across the value, so that neither a header nor one picture in a tar decides. */
-static void codec_sample(const uint8_t *data, size_t bytes, uint8_t sample[SAMPLE_BYTES])
+static size_t codec_sample(const uint8_t *data, size_t bytes, uint8_t sample[SAMPLE_BYTES])
 {
     const size_t slice_bytes = SAMPLE_BYTES / SAMPLE_SLICES;
 
+    if (bytes <= SAMPLE_BYTES) {
+        memcpy(sample, data, bytes);
+        return bytes;
+    }
     for (size_t i = 0; i < SAMPLE_SLICES; i++) {
         size_t at = (bytes - slice_bytes) / (SAMPLE_SLICES - 1) * i;
         memcpy(sample + i * slice_bytes, data + at, slice_bytes);
     }
+    return SAMPLE_BYTES;
 }
 
-static bool codec_looks_random(const uint8_t sample[SAMPLE_BYTES])
+static bool codec_looks_random(const uint8_t *sample, size_t bytes)
 {
     uint32_t counts[4][256] = {{0}}; /* four, so that runs of one byte do not wait for each other's store */
-    const uint64_t chance = SAMPLE_BYTES + (uint64_t)SAMPLE_BYTES * SAMPLE_BYTES / 256;
     uint64_t squares = 0;
+    uint64_t chance;
+    size_t i = 0;
 
-    for (size_t i = 0; i < SAMPLE_BYTES; i += 4) {
+    for (; i + 4 <= bytes; i += 4) {
         counts[0][sample[i]]++;
         counts[1][sample[i + 1]]++;
         counts[2][sample[i + 2]]++;
         counts[3][sample[i + 3]]++;
     }
+    for (; i < bytes; i++)
+        counts[0][sample[i]]++;
     for (size_t b = 0; b < 256; b++) {
         uint64_t n = (uint64_t)counts[0][b] + counts[1][b] + counts[2][b] + counts[3][b];
         squares += n * n;
     }
+    chance = bytes + (uint64_t)bytes * bytes / 256;
     return squares * 16 < chance * EVEN_SPREAD_16THS;
 }
 
@@ -77,6 +86,7 @@ bool codec_worth_trying(const void *data, size_t bytes, enum compress_mode mode)
 {
     uint8_t sample[SAMPLE_BYTES];
     char packed[SAMPLE_BYTES];
+    size_t sample_bytes;
 
     if (mode == COMPRESS_NONE || bytes > CODEC_INPUT_BYTES_MAX)
         return false;
@@ -84,13 +94,11 @@ bool codec_worth_trying(const void *data, size_t bytes, enum compress_mode mode)
         return bytes > 0;
     if (bytes < PACK_BYTES_MIN)
         return false;
-    if (bytes <= SAMPLE_BYTES)
+    sample_bytes = codec_sample(data, bytes, sample);
+    if (!codec_looks_random(sample, sample_bytes))
         return true;
-    codec_sample(data, bytes, sample);
-    if (!codec_looks_random(sample))
-        return true;
-    return LZ4_compress_default((const char *)sample, packed, SAMPLE_BYTES,
-                                SAMPLE_BYTES - SAMPLE_BYTES / PACK_SAVES_AT_LEAST) > 0;
+    return LZ4_compress_default((const char *)sample, packed, (int)sample_bytes,
+                                (int)(sample_bytes - sample_bytes / PACK_SAVES_AT_LEAST)) > 0;
 }
 
 int codec_pack(enum compress_mode mode, const void *data, size_t bytes, void *out, size_t out_bytes_max,
@@ -135,5 +143,9 @@ int codec_unpack(enum codec codec, const void *data, size_t bytes, void *out, si
 
 uint64_t codec_checksum(const void *data, size_t bytes)
 {
+#ifdef CODEC_AVX2
+    if (bytes >= WIDE_BYTES_MIN && __builtin_cpu_supports("avx2"))
+        return codec_checksum_avx2(data, bytes);
+#endif
     return XXH3_64bits(data, bytes);
 }

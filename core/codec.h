@@ -26,7 +26,7 @@ enum compress_mode {
 
 const char *codec_name(enum codec codec);
 
-/* Does data look compressible? Looks at no more than a few KiB; of less than that it says yes, and codec_pack tells. */
+/* Does data look compressible? Looks at no more than a few KiB. */
 bool codec_worth_trying(const void *data, size_t bytes, enum compress_mode mode);
 
 /* Compresses into out (room for at least out_bytes_max). -E2BIG: does not pay under `mode`, store it raw. */
@@ -37,3 +37,5 @@ int codec_unpack(enum codec codec, const void *data, size_t bytes, void *out, si
 
 /* xxh3, 64 bits, seed 0 (github.com/Cyan4973/xxHash doc/xxhash_spec.md). */
 uint64_t codec_checksum(const void *data, size_t bytes);
+/* The same; codec_checksum calls it where the processor has AVX2. */
+uint64_t codec_checksum_avx2(const void *data, size_t bytes);

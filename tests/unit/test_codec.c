@@ -2,6 +2,9 @@
 /* Goal: what is packed comes back, nothing grows, and hostile input is refused without harm.
  * Method: text, noise and repeats of many sizes through pack and unpack; then every truncation and many flips of a packed
  * value, with the sanitizers as judges. */
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "check.h"
 #include "codec.h"
 #include "util.h"
@@ -113,6 +116,14 @@ static void checksum_is_xxh3(void)
     CHECK(codec_checksum("", 0) == 0x2d06800538d394c2ull); /* XXH3_64bits of nothing */
 }
 
+/* Whatever processor it is computed on and for. */
+static void checksum_is_the_same_in_wide_registers(void)
+{
+    fill_noise(sizeof(data));
+    for (size_t bytes = 0; bytes <= sizeof(data); bytes += bytes < 3000 ? 1 : 997)
+        CHECK_EQ(codec_checksum(data, bytes), XXH3_64bits(data, bytes));
+}
+
 int main(void)
 {
     RUN(text_comes_back_smaller);
@@ -120,5 +131,6 @@ int main(void)
     RUN(modes_are_obeyed);
     RUN(hostile_input_is_refused_or_decoded_in_bounds);
     RUN(checksum_is_xxh3);
+    RUN(checksum_is_the_same_in_wide_registers);
     return 0;
 }
