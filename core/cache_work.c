@@ -383,6 +383,7 @@ static void cleaning_repoint(struct cleaning *c, unsigned i)
     struct larder *l = c->l;
     struct node *n = cleaning_owner(l, c->records[i].from, c->records[i].node_id, c->records[i].kind);
     struct value v;
+    uint32_t doubt;
 
     if (!n)
         return;
@@ -391,8 +392,10 @@ static void cleaning_repoint(struct cleaning *c, unsigned i)
         v.sums_place = c->records[i].to;
     else
         v.place = c->records[i].to;
+    doubt = n->flags & NODE_UNVERIFIED;
     if (node_set_value(l->tree, n, &v) < 0)
         return;
+    n->flags |= doubt; /* the record was looked at, the bytes it is about were not */
     log_value(l, n);
     c->records[i].moved = true;
     c->moved_bytes += c->records[i].stored_bytes;
