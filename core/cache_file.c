@@ -82,7 +82,9 @@ static void open_table_remove(struct larder *l, struct open_node *on)
 
 static int open_node_new(struct larder *l, struct node *n, struct open_node **ret_on)
 {
-    struct content_options copts = {.big_bytes = l->opts.big_bytes, .compress = policy_compress(l, n, NULL)};
+    struct content_options copts = {.big_bytes = l->opts.big_bytes,
+                                    .compress = policy_compress(l, n, NULL),
+                                    .verified = !(n->flags & NODE_UNVERIFIED)};
     struct open_node *on = calloc(1, sizeof(*on));
     struct value v;
     int r;

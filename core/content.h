@@ -83,6 +83,7 @@ struct content_host {
 struct content_options {
     uint32_t big_bytes;          /* larger values get a file of their own; <= STAGE_MEMORY_BYTES_MAX */
     enum compress_mode compress; /* decided by policy when the content is opened */
+    bool verified;               /* all of a raw value was found good, or written, by this process */
 };
 
 #define STAGE_MEMORY_BYTES_MAX (4u << 20)

@@ -45,7 +45,7 @@ struct world {
 
 static _Atomic int fail_pwrite_in = -1; /* calls that still work; < 0: all do */
 static _Atomic int fail_error;
-static _Atomic bool fail_sync, fail_truncate, fail_stat;
+static _Atomic bool fail_sync, fail_truncate, fail_stat, fail_pread;
 
 static ssize_t faulty_pwrite(struct io *io, int fd, const void *buf, size_t bytes, uint64_t offset)
 {
@@ -54,6 +54,11 @@ static ssize_t faulty_pwrite(struct io *io, int fd, const void *buf, size_t byte
         return fail_error;
     }
     return io_posix.ops->pwrite(io, fd, buf, bytes, offset);
+}
+
+static ssize_t faulty_pread(struct io *io, int fd, void *buf, size_t bytes, uint64_t offset)
+{
+    return fail_pread ? -EIO : io_posix.ops->pread(io, fd, buf, bytes, offset);
 }
 
 static int faulty_fdatasync(struct io *io, int fd)
@@ -153,6 +158,7 @@ static struct world *world_new(uint32_t big_bytes, enum compress_mode compress)
     w->dir_fd = open(w->dir, O_RDONLY | O_DIRECTORY);
     CHECK(w->dir_fd >= 0);
     faulty_ops = *io_posix.ops;
+    faulty_ops.pread = faulty_pread;
     faulty_ops.pwrite = faulty_pwrite;
     faulty_ops.fdatasync = faulty_fdatasync;
     faulty_ops.ftruncate = faulty_ftruncate;
@@ -630,6 +636,22 @@ static void a_damaged_raw_value_is_doubted(void)
     world_free(w);
 }
 
+static void a_verified_raw_value_is_changed_without_reading_it(void)
+{
+    struct world *w = world_new(64 * KIB, COMPRESS_AUTO);
+
+    make_value(w, 700001, false, false);
+    w->opts.verified = true;
+    open_file(w);
+    fail_pread = true;
+    CHECK_OK(do_write(w, 300000, 5, false));
+    fail_pread = false;
+    CHECK_EQ(w->unseals, 1);
+    check_all(w);
+    CHECK_OK(try_commit(w, false, false));
+    world_free(w);
+}
+
 static void truncated_and_missing_files_are_doubted(void)
 {
     for (unsigned text = 0; text < 2; text++) {
@@ -1048,6 +1070,7 @@ int main(void)
     RUN(a_damaged_segment_value_is_doubted);
     RUN(a_damaged_packed_value_is_doubted);
     RUN(a_damaged_raw_value_is_doubted);
+    RUN(a_verified_raw_value_is_changed_without_reading_it);
     RUN(truncated_and_missing_files_are_doubted);
     RUN(random_histories);
     RUN(random_histories_with_failing_writes);
