@@ -18,7 +18,7 @@
 #define OWNERS_MIN 16u
 #define COUNT_MAX 255u
 #define WRITTEN_SHIFT 16u
-#define WRITTEN_BIAS (1ull << 31) /* either clock may be ahead of the other */
+#define WRITTEN_BIAS (1ull << 15) /* either clock may be ahead of the other */
 
 #define SIZE_BITS 23u
 #define OFFSET_LOW_BITS 18u /* of the offset, in value_low; the other 5 are in value_high */
@@ -156,14 +156,15 @@ uint32_t node_gid(const struct tree *t, const struct node *n)
 
 /* ---- what is kept apart ---- */
 
+/* In steps of the clock itself, not from mtime on: it stays what it is when mtime is changed. */
 static uint64_t written_packed(const struct node_times *x)
 {
-    return (x->written_ns - (uint64_t)x->mtime_ns + WRITTEN_BIAS) >> WRITTEN_SHIFT;
+    return (x->written_ns >> WRITTEN_SHIFT) - ((uint64_t)x->mtime_ns >> WRITTEN_SHIFT) + WRITTEN_BIAS;
 }
 
 static uint64_t written_unpacked(int64_t mtime_ns, uint64_t packed)
 {
-    return (uint64_t)mtime_ns + (packed << WRITTEN_SHIFT) - WRITTEN_BIAS;
+    return (((uint64_t)mtime_ns >> WRITTEN_SHIFT) + packed - WRITTEN_BIAS) << WRITTEN_SHIFT;
 }
 
 static bool times_fit(const struct node_times *x)
@@ -171,8 +172,7 @@ static bool times_fit(const struct node_times *x)
     uint64_t mtime = (uint64_t)x->mtime_ns; /* unsigned: any two times have a difference */
 
     return mtime - (uint64_t)x->atime_ns <= UINT32_MAX && (uint64_t)x->ctime_ns - mtime <= UINT32_MAX &&
-           written_packed(x) <= UINT16_MAX &&
-           written_unpacked(x->mtime_ns, written_packed(x)) <= x->written_ns; /* 1970 is no multiple of the step */
+           written_packed(x) <= UINT16_MAX;
 }
 
 static void times_pack(struct node *n, const struct node_times *x)
@@ -259,7 +259,7 @@ void node_set_times(struct tree *t, struct node *n, const struct node_times *tim
     n->mtime_ns = times->mtime_ns;
     m->atime_ns = times->atime_ns;
     m->ctime_ns = times->ctime_ns;
-    m->written_ns = times->written_ns;
+    m->written_ns = times->written_ns >> WRITTEN_SHIFT << WRITTEN_SHIFT; /* the same, kept here or there */
     node_shrink(t, n);
 }
 

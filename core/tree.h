@@ -154,7 +154,8 @@ void node_set_lookups(struct tree *t, struct node *n, uint32_t lookups);
 uint32_t node_hits(const struct tree *t, const struct node *n);
 void node_set_hits(struct tree *t, struct node *n, uint32_t hits);
 
-/* ns since 1970, and cache time of the last write. The latter is kept to 2^16 ns, rounded down: a ttl never ends late. */
+/* ns since 1970, and cache time of the last write. The latter is kept in steps of 2^16 ns, rounded down: a
+ * ttl never ends late. */
 struct node_times {
     int64_t atime_ns, mtime_ns, ctime_ns;
     uint64_t written_ns;
