@@ -841,6 +841,17 @@ static void keep_empty(struct open_node *on)
     (void)log_write(l, seq, false); /* the caller reports the lack of room already */
 }
 
+static bool is_fsynced(struct open_node *on)
+{
+    struct larder *l = on->l;
+    bool fsynced;
+
+    lock_take(&l->lock);
+    fsynced = tree_node(l->tree, on->id)->flags & NODE_FSYNCED;
+    lock_give(&l->lock);
+    return fsynced;
+}
+
 static int commit_locked(struct open_node *on, bool durable)
 {
     struct larder *l = on->l;
@@ -855,6 +866,8 @@ static int commit_locked(struct open_node *on, bool durable)
         r = log_room(l, RECORD_USUAL_BYTES);
     if (r < 0)
         return r;
+    /* What was fsynced and then changed in part, not replaced, stays promised (C2, K5). */
+    durable |= is_fsynced(on) && content_is_derived(on->content);
     RETRY_WHEN_HOST_IS_FULL(on, content_size(on->content), r, content_commit(on->content, durable, &v, &changed));
     if (r == -ENOSPC)
         keep_empty(on);
@@ -879,6 +892,22 @@ int open_node_commit(struct open_node *on, bool durable)
     r = commit_locked(on, durable);
     lock_give(&on->lock);
     return commit_result(r);
+}
+
+bool larder_flush_waits(struct larder_file *f)
+{
+    struct open_node *on = f->on;
+    bool waits;
+
+    CHECK_OBJ(f, LARDER_FILE_MAGIC);
+    if (!f->writable || f->l->opts.durability == LARDER_DURABILITY_FSYNC)
+        return f->writable;
+    if (!is_fsynced(on))
+        return false;
+    lock_take(&on->lock);
+    waits = content_is_derived(on->content);
+    lock_give(&on->lock);
+    return waits;
 }
 
 int larder_flush(struct larder_file *f)

@@ -265,6 +265,18 @@ bool content_is_dirty(struct content *c)
     return atomic_load(&c->dirty);
 }
 
+bool content_is_derived(struct content *c)
+{
+    bool derived;
+
+    CHECK_OBJ(c, CONTENT_MAGIC);
+    lock_take(&c->lock);
+    derived = atomic_load(&c->dirty) && c->derived && atomic_load(&c->state) != CONTENT_IN_PLACE &&
+              atomic_load(&c->size_bytes) > 0;
+    lock_give(&c->lock);
+    return derived;
+}
+
 bool content_was_refused(struct content *c)
 {
     bool refused;

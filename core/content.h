@@ -115,6 +115,8 @@ uint64_t content_disk_bytes(struct content *c); /* for st_blocks */
 bool content_is_dirty(struct content *c);       /* has changes a commit would publish */
 bool content_is_sealed(struct content *c);
 bool content_is_in_place(struct content *c);    /* what was changed is the committed file itself, committed or not */
+/* Its next commit replaces a value of which it still has bytes: one that was changed in part. */
+bool content_is_derived(struct content *c);
 bool content_was_refused(struct content *c);    /* proved too large; eviction would not help */
 
 /* Turns the changes into a value: payload written, checksummed, verified sizes. durable: the payload is on

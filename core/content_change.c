@@ -381,6 +381,7 @@ static int begin_change(struct content *c, uint64_t keep_bytes)
         return content_open_in_place(c);
     if (atomic_load(&c->state) != CONTENT_SEALED)
         return 0;
+    c->derived = c->value.kind != VALUE_EMPTY;
     switch (c->value.kind) {
     case VALUE_EMPTY:
     case VALUE_SEGMENT:
@@ -475,6 +476,7 @@ static int truncate_to_zero(struct content *c)
     content_forget_stage(c);
     content_forget_buffer(c);
     c->appended_only = true;
+    c->derived = false;
     c->held = c->refused = false;
     content_set_state(c, CONTENT_MEMORY);
     content_changed(c, 0);

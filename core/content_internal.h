@@ -104,6 +104,7 @@ struct content {
     bool commit_durable;      /* (l) the pending commit */
     bool checksum_known;      /* (l) */
     bool appended_only;       /* (l) MEMORY: written from front to back */
+    bool derived;             /* (l) MEMORY, PACKED, RAW: begun with bytes of the committed value */
     bool refused;             /* (l) was held and proved too large: takes no more before it is truncated to 0 */
     bool held;                /* (l) MEMORY: too large for it, but a file would evict others before its size is known */
     unsigned durable_commits; /* (l) */

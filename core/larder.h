@@ -164,10 +164,12 @@ int larder_expect_changes(struct larder_file *f);
 int larder_seek(struct larder_file *f, uint64_t offset, int whence, uint64_t *ret_offset); /* SEEK_DATA, SEEK_HOLE */
 int larder_copy_range(struct larder_file *in, uint64_t in_offset, struct larder_file *out, uint64_t out_offset,
                       uint64_t bytes, bool kill_priv, uint64_t *ret_bytes); /* [waits] */
-/* close(2) of one descriptor: commits what was written (C2). [waits with durability=fsync] */
+/* close(2) of one descriptor: commits what was written (C2). [waits] when larder_flush_waits says so before: with
+ * durability=fsync, and where a value that was fsynced has been changed in part, which is to be as durable. */
 int larder_flush(struct larder_file *f);
+bool larder_flush_waits(struct larder_file *f);
 /* For the release, which the kernel sends some time after: by then another may be writing, and what is half written by
- * him is not this one's to commit. [waits with durability=fsync] */
+ * him is not this one's to commit. [waits] likewise */
 int larder_flush_rest(struct larder_file *f);
 /* datasync may leave times behind. [waits] */
 int larder_fsync(struct larder_file *f, bool datasync);

@@ -393,7 +393,7 @@ void ops_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
     if (!j.handle->file)
         reply_error(&j.c, 0);
-    else if (j.c.fs->opts->core.durability == LARDER_DURABILITY_FSYNC && j.handle->writable)
+    else if (larder_flush_waits(j.handle->file))
         ops_file_defer(&j, ops_flush_run);
     else
         reply_error(&j.c, larder_flush(j.handle->file));
@@ -431,7 +431,7 @@ void ops_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         return;
     }
     *j = (struct ops_file_job){.job.run = ops_release_run, .c = c, .ino = ino, .handle = handle_from(fi)};
-    if (j->handle->writable && c.fs->opts->core.durability == LARDER_DURABILITY_FSYNC)
+    if (j->handle->file && larder_flush_waits(j->handle->file))
         ops_defer(&c, &j->job);
     else
         ops_release_run(&j->job);

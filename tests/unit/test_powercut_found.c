@@ -321,6 +321,34 @@ static void a_young_stores_second_journal_never_stands_alone(void)
     memdisk_free(base);
 }
 
+/* The close of what was only changed in part gave up the fsynced value for one that a power cut took. C2: in place its fsynced
+ * bytes survive. */
+static void an_fsynced_value_changed_in_part_survives(void)
+{
+    struct memdisk *base = memdisk_new(), *left;
+    struct powercut *pc = powercut_new(base);
+    struct larder *l = open_on(powercut_disk(pc));
+    struct larder_attr attr;
+    struct larder_file *f;
+
+    put(l, "key", "value", true);
+    CHECK_OK(larder_lookup(l, LARDER_ROOT, "key", 3, &attr));
+    CHECK_OK(larder_open_file(l, attr.ino, O_WRONLY, &f));
+    CHECK(!larder_flush_waits(f));
+    CHECK_OK(larder_write(f, " and more", 9, 5, false));
+    CHECK(larder_flush_waits(f));
+    CHECK_OK(larder_flush(f));
+    larder_release(f);
+    left = cut(pc, "seg-");
+    CHECK_OK(larder_close(l));
+    l = open_on(left);
+    check_value(l, "key", "value and more");
+    CHECK_OK(larder_close(l));
+    memdisk_free(left);
+    powercut_free(pc);
+    memdisk_free(base);
+}
+
 int main(void)
 {
     RUN(a_store_cut_while_it_is_made_can_be_made_again);
@@ -330,5 +358,6 @@ int main(void)
     RUN(an_expired_target_is_none_to_rename);
     RUN(numbers_of_files_are_not_given_out_again);
     RUN(a_young_stores_second_journal_never_stands_alone);
+    RUN(an_fsynced_value_changed_in_part_survives);
     return 0;
 }
