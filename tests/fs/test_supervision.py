@@ -16,6 +16,7 @@ from harness.errors import GONE, fails_with
 from harness.mount import MountFailed, find_mount
 from harness.notify import NotifySocket
 from harness.procs import Child, run_child
+from harness.values import random_bytes
 from harness.wait import Deadline, eventually
 
 pytestmark = pytest.mark.daemon
@@ -362,3 +363,28 @@ def test_systemd_understands_the_unit(site, workdir, source_dir, name, need_prog
                     .replace("man:mount.larder(8)", "https://example.org") + "\n")
     result = site.run([need_program("systemd-analyze"), "verify", "--man=no", path])
     assert result.returncode == 0 and name.replace("@", "@x") not in result.stderr, result.stderr
+
+
+def threads_called(pid, name):
+    """The processors each thread of that name may run on."""
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/comm") as f:
+            if f.read().strip() == name:
+                found.append(os.sched_getaffinity(int(task)))
+    return found
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+@pytest.mark.parametrize("transport", ["/dev/fuse", "io_uring"])
+def test_a_worker_is_not_bound_to_the_processor_of_the_ring_that_starts_it(mount, offer_uring, transport):
+    """It verifies a large value that was found at mount."""
+    m = served_by(mount, offer_uring, transport)
+    put(m.path("k"), random_bytes(1 << 20))
+    m.restart()
+    eventually(lambda: "event=mounted" in m.log())
+    with open(m.path("k"), "rb") as f:
+        f.read(1)
+    found = threads_called(m.pid, "worker")
+    assert found
+    assert all(processors == os.sched_getaffinity(m.pid) for processors in found)
