@@ -89,8 +89,8 @@ static int check_options(const struct larder_options *o, struct errtext *err)
     if (o->quota_bytes != 0 && o->quota_bytes < LARDER_QUOTA_BYTES_MIN)
         return errtext(err, -EINVAL, "quota %llu bytes is too small to work with: the least is %llu bytes (1MiB), or 0 to keep nothing",
                        (unsigned long long)o->quota_bytes, (unsigned long long)LARDER_QUOTA_BYTES_MIN);
-    if (o->hits == LARDER_HITS_SAMPLED && !o->read_only)
-        return errtext(err, -EINVAL, "sampled hits are for a read-only cache: no writer's close would be heard of");
+    if (o->hits == LARDER_HITS_SAMPLED && o->quota_bytes == 0)
+        return errtext(err, -EINVAL, "sampled hits need a quota: no close tells a cache that keeps nothing to let go");
     if (o->big_bytes < 4 * KIB || o->big_bytes > STAGE_MEMORY_BYTES_MAX)
         return errtext(err, -EINVAL, "big_bytes %u is out of range: 4KiB to 4MiB", o->big_bytes);
     return 0;
@@ -464,6 +464,11 @@ static int alloc_parts(struct larder *l)
     l->seal_queue = calloc(SEAL_QUEUE_MAX, sizeof(*l->seal_queue));
     l->rb.data = malloc(RECORD_BUFFER_BYTES);
     l->rb.allocated = RECORD_BUFFER_BYTES;
+    if (l->opts.hits == LARDER_HITS_SAMPLED && !l->opts.read_only) {
+        l->asked = calloc(ASKED_MAX, sizeof(*l->asked));
+        if (!l->asked)
+            return -ENOMEM;
+    }
     return l->open_nodes && l->seal_queue && l->rb.data ? 0 : -ENOMEM;
 }
 
@@ -660,10 +665,12 @@ static void tear_down(struct larder *l)
     if (l->events.ring)
         events_fini(&l->events);
     free(l->seal_queue);
+    free(l->asked);
     record_buffer_fini(&l->rb);
     io_close(l->io, l->lock_fd); /* gives the lock back */
     io_close(l->io, l->dir_fd);
     (void)pthread_cond_destroy(&l->work_cond); /* nobody waits: the threads are joined */
+    (void)pthread_cond_destroy(&l->forgotten_cond); /* nor for this: no request runs */
     lock_fini(&l->work_lock);
     lock_fini(&l->leaving_lock);
     free(l->leaving);
@@ -700,6 +707,7 @@ static struct larder *larder_new(const struct cache_host *host, const struct lar
     lock_init(&l->work_lock, "work", LOCK_RANK_LEAF);
     lock_init(&l->leaving_lock, "leaving", LOCK_RANK_LEAF);
     lock_cond_init(&l->work_cond);
+    lock_cond_init(&l->forgotten_cond);
     return l;
 }
 

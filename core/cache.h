@@ -88,6 +88,7 @@
 #define EXPIRE_BATCH 256u
 #define WALK_BATCH 512u     /* nodes looked at under one hold of the cache lock */
 #define SEAL_QUEUE_MAX 1024u
+#define ASKED_MAX 16384u    /* nodes the kernel is asked to forget within a second */
 #define EVENTS_BYTES (1u << 20)
 #define MISS_FILTER_SLOTS 4096u
 #define RECORD_USUAL_BYTES 1024u /* what a usual change logs; asked of log_room */
@@ -190,6 +191,13 @@ struct larder {
         uint64_t id, due_ns;
     } *seal_queue;                      /* ring, in the order they are due */
     uint32_t seal_head, seal_count;
+    struct asked_item {
+        uint64_t id, mono_ns;
+    } *asked;                           /* ring of those the kernel was asked to forget; NULL with exact hits */
+    uint32_t asked_head, asked_count;
+    uint64_t forgotten;                 /* held nodes that were, so far */
+    bool all_forgotten;
+    pthread_cond_t forgotten_cond;
     uint64_t told_parent;               /* directory the kernel was last told about in this record */
     uint64_t miss_filter[MISS_FILTER_SLOTS];
 
@@ -306,6 +314,7 @@ unsigned cache_expire_due(struct larder *l);                   /* without locks;
 void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, struct value *ret_value);
 bool cache_is_expired(const struct larder *l, const struct node *n, enum drop_reason *ret_reason);
 void cache_arm(struct larder *l, struct node *n);
+void cache_forgotten(struct larder *l, struct node *n); /* the kernel has no reference to it any more */
 void node_linked(struct larder *l, struct node *n);   /* it has its first name now */
 void node_unlinked(struct larder *l, struct node *n); /* it lost its last name: leaves lists and counts */
 void node_gone_if_unused(struct larder *l, struct node *n);

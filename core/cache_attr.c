@@ -88,7 +88,19 @@ void cache_fill_attr(struct larder *l, const struct node *n, struct larder_attr 
 
 bool node_may_be_open(const struct larder *l, const struct node *n)
 {
-    return n->flags & NODE_OPEN || (l->opts.hits == LARDER_HITS_SAMPLED && node_lookups(l->tree, n) > 0);
+    return n->flags & NODE_OPEN || (l->opts.hits == LARDER_HITS_SAMPLED && node_lookups(l->tree, n) > 0 && !l->all_forgotten);
+}
+
+bool larder_file_is_known(struct larder *l, uint64_t id)
+{
+    const struct node *n;
+    bool known;
+
+    lock_take(&l->lock);
+    n = tree_node(l->tree, id);
+    known = n && !node_is_dir(n) && node_lookups(l->tree, n) > 0;
+    lock_give(&l->lock);
+    return known;
 }
 
 bool cache_is_stale(const struct larder *l, const struct node *n)

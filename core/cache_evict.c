@@ -10,6 +10,11 @@
  * written, bytes given back. The kernel is told by a thread of the front, later: it may open a victim it still
  * remembers and gets ESTALE, which makes it look the name up again.
  *
+ * Sampled hits: whether somebody has a file open the kernel alone knows, and it keeps what is open when it is asked to
+ * forget. So the coldest are asked for, held meanwhile (E2), and leave when they come back forgotten; what does not come
+ * back within a second was open, and is asked for again when it is the coldest again. Room is waited for so long, and no
+ * longer: a name is not taken away before its bytes can be.
+ *
  * What may never happen: an open or pinned key leaves for room; a key leaves for a value that cannot fit
  * anyway (quota_reserve refuses that before it asks).
  */
@@ -163,7 +168,7 @@ void cache_drop_node(struct larder *l, struct node *n, enum drop_reason reason, 
     n->flags |= NODE_EVICTED;
     node_unlinked(l, n);
     node_take_value(l, n, ret_value);
-    if (!node_may_be_open(l, n))
+    if (!(n->flags & NODE_OPEN))
         node_drop_tlv(l->tree, n);
     node_gone_if_unused(l, n);
 }
@@ -230,15 +235,93 @@ static void victims_take(struct larder *l, struct victims *v, struct node *n, en
     v->count++;
 }
 
+/* ---- asking the kernel to forget (sampled hits); cache lock held ---- */
+
+#define ASK_AGAIN_NS NS_PER_S
+#define FORGET_WAIT_NS (10 * NS_PER_MS) /* then more are asked for */
+
+void cache_forgotten(struct larder *l, struct node *n)
+{
+    if (!l->asked || !(n->flags & NODE_HELD))
+        return;
+    evict_unhold(&l->evict, l->tree, n);
+    l->forgotten++;
+    (void)pthread_cond_broadcast(&l->forgotten_cond); /* cannot fail on an initialised condition */
+}
+
+void larder_forget_all(struct larder *l)
+{
+    lock_take(&l->lock);
+    l->all_forgotten = true;
+    evict_unhold_all(&l->evict, l->tree);
+    lock_give(&l->lock);
+}
+
+/* Those that did not come back may be asked for again. */
+static void asked_take_back(struct larder *l)
+{
+    uint64_t now_ns = clock_mono_ns(&l->clock);
+
+    while (l->asked_count > 0) {
+        const struct asked_item *oldest = &l->asked[l->asked_head];
+        struct node *n = tree_node(l->tree, oldest->id);
+        bool waits = n && n->flags & NODE_HELD && node_lookups(l->tree, n) > 0;
+
+        if (waits && now_ns < oldest->mono_ns + ASK_AGAIN_NS)
+            return;
+        if (waits)
+            evict_unhold(&l->evict, l->tree, n);
+        l->asked_head = (l->asked_head + 1) % ASKED_MAX;
+        l->asked_count--;
+    }
+}
+
+static bool ask_to_forget(struct larder *l, struct node *n)
+{
+    if (l->asked_count == ASKED_MAX || !l->callbacks.please_forget)
+        return false;
+    l->asked[(l->asked_head + l->asked_count++) % ASKED_MAX] =
+        (struct asked_item){.id = node_id(l->tree, n), .mono_ns = clock_mono_ns(&l->clock)};
+    evict_hold(&l->evict, l->tree, n);
+    l->callbacks.please_forget(l->callbacks.ctx, node_id(l->tree, n));
+    return true;
+}
+
+/* ---- victims ---- */
+
+struct evicting {
+    enum drop_reason reason;
+    unsigned count_max;
+    uint64_t bytes_wanted;
+    /* found on the way: */
+    unsigned count;     /* nodes that left, for good */
+    unsigned asked;     /* nodes that may follow */
+    uint64_t asked_bytes;
+    uint64_t forgotten; /* larder.forgotten as this began */
+    bool failed;        /* what could not be logged gives no room: to go on would only cost more keys */
+};
+
+static bool has_asked_enough(const struct evicting *e)
+{
+    return e->asked >= e->count_max || e->asked_bytes >= e->bytes_wanted;
+}
+
 /* The coldest node that may leave; open and pinned ones on the way go to the held list. */
-static struct node *next_victim(struct larder *l)
+static struct node *next_victim(struct larder *l, struct evicting *e)
 {
     struct node *n;
 
     while ((n = evict_coldest(&l->evict, l->tree))) {
-        if (!(n->flags & (NODE_OPEN | NODE_NEW)) && !policy_pin(l, n, NULL))
+        if (n->flags & (NODE_OPEN | NODE_NEW) || policy_pin(l, n, NULL)) {
+            evict_hold(&l->evict, l->tree, n);
+            continue;
+        }
+        if (!l->asked || node_lookups(l->tree, n) == 0 || l->all_forgotten)
             return n;
-        evict_hold(&l->evict, l->tree, n);
+        if (has_asked_enough(e) || !ask_to_forget(l, n))
+            return NULL;
+        e->asked++;
+        e->asked_bytes += NODE_INDEX_BYTES + node_size(l->tree, n);
     }
     return NULL;
 }
@@ -249,22 +332,59 @@ static enum drop_reason room_reason(const struct larder *l)
 }
 
 /* Up to count_max coldest nodes, or until bytes_wanted are freed. Without locks. */
-static unsigned evict_some(struct larder *l, enum drop_reason reason, unsigned count_max, uint64_t bytes_wanted)
+static void evict_batch(struct larder *l, struct evicting *e)
 {
     struct victims v = {.count = 0};
     struct node *n;
     uint64_t seq;
 
-    assert(count_max <= EXPIRE_BATCH);
+    assert(e->count_max <= EXPIRE_BATCH);
+    e->asked = 0;
+    e->asked_bytes = 0;
     lock_take(&l->lock);
+    e->forgotten = l->forgotten;
+    asked_take_back(l);
     log_begin(l);
-    while (v.count < count_max && v.freed_bytes < bytes_wanted && (n = next_victim(l)))
-        victims_take(l, &v, n, reason);
+    while (v.count < e->count_max && v.freed_bytes < e->bytes_wanted && (n = next_victim(l, e)))
+        victims_take(l, &v, n, e->reason);
     seq = log_end(l);
     CHECK_INVARIANTS(l);
     lock_give(&l->lock);
-    /* What could not be logged gives no room: to go on would only cost more keys. */
-    return victims_settle(l, &v, seq) == 0 ? v.count : 0;
+    e->failed = victims_settle(l, &v, seq) < 0;
+    e->count = v.count;
+}
+
+/* Until one of those that were asked for comes back, or for a moment. False: none is out. */
+static bool wait_for_forgotten(struct larder *l, const struct evicting *e, bool *ret_came)
+{
+    uint64_t until_ns = clock_mono_ns(&l->clock) + FORGET_WAIT_NS;
+    bool out;
+
+    lock_take(&l->lock);
+    out = l->asked_count > 0;
+    while (out && l->forgotten == e->forgotten && lock_wait(&l->lock, &l->forgotten_cond, until_ns))
+        ;
+    *ret_came = l->forgotten != e->forgotten;
+    lock_give(&l->lock);
+    return out || *ret_came;
+}
+
+static unsigned evict_some(struct larder *l, enum drop_reason reason, unsigned count_max, uint64_t bytes_wanted)
+{
+    struct evicting e = {.reason = reason, .count_max = count_max, .bytes_wanted = bytes_wanted};
+    uint64_t patience_ns = clock_mono_ns(&l->clock) + 2 * ASK_AGAIN_NS;
+    bool came;
+
+    do {
+        evict_batch(l, &e);
+        if (e.count > 0 || e.failed || !l->asked)
+            break;
+        if (!wait_for_forgotten(l, &e, &came) && e.asked == 0)
+            break;
+        if (came)
+            patience_ns = clock_mono_ns(&l->clock) + 2 * ASK_AGAIN_NS;
+    } while (clock_mono_ns(&l->clock) < patience_ns);
+    return e.failed ? 0 : e.count;
 }
 
 /* May this node leave for its xattrs? */

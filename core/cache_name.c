@@ -170,9 +170,25 @@ void larder_forget(struct larder *l, uint64_t id, uint64_t count)
         node_set_lookups(l->tree, n, lookups - (uint32_t)MIN(count, lookups));
         if (!n->first_dentry)
             node_settle_nameless(l, n, &gone); /* K3: its DROP was sent when its name went */
+        else if (node_lookups(l->tree, n) == 0)
+            cache_forgotten(l, n);
     }
     lock_give(&l->lock);
     log_let_go_of_logged(l, &gone, gone.kind != VALUE_EMPTY);
+}
+
+uint64_t larder_find(struct larder *l, uint64_t parent, const char *name, size_t name_bytes)
+{
+    const struct dentry *d = NULL;
+    struct node *dir;
+    uint64_t id;
+
+    lock_take(&l->lock);
+    if (find_dir(l, parent, &dir) == 0)
+        d = tree_find(l->tree, node_slot(l->tree, dir), name, name_bytes);
+    id = d ? node_id(l->tree, tree_slot(l->tree, d->node)) : 0;
+    lock_give(&l->lock);
+    return id;
 }
 
 /* ---- making ---- */

@@ -50,7 +50,9 @@ struct larder_options {
     uint32_t big_bytes;        /* larger values get a file of their own: 4 KiB .. 4 MiB */
     bool read_only;
     /* SAMPLED: nobody says when a file is opened and closed. A use is a lookup; larder_open_file is only the means to
-     * read, also of what has expired or left since, as long as the caller has a reference to it. Needs read_only. */
+     * read and write, also of what has expired or left since, as long as the caller has a reference to it. What the
+     * caller has a reference to may be open, and does not leave for room before it is forgotten: see please_forget.
+     * Not with a quota of 0. */
     enum larder_hits hits;
     uint32_t root_uid, root_gid, root_mode; /* of the root directory when the store is new */
 };
@@ -68,6 +70,9 @@ struct larder_callbacks {
     /* The attributes or the bytes of a node changed other than by a request on it, or they may no longer be cached
      * for as long as was said (a deadline came nearer). larder_getattr answers -ESTALE once it is past. */
     void (*node_changed)(void *ctx, uint64_t node, bool data);
+    /* Sampled hits: room is wanted, and the node would leave if the caller gave up its references to it (larder_forget),
+     * which it is to do soon, unless somebody has it open. Asked once a second at most. NULL with exact hits. */
+    void (*please_forget)(void *ctx, uint64_t node);
     /* One structured line, without level or newline: event=... key=value... */
     void (*log)(void *ctx, enum larder_log_level level, const char *line);
     void *ctx;
@@ -119,6 +124,12 @@ enum {
 /* Negative answers: -ENOENT with ret_attr->valid_ns set (how long the absence may be cached). */
 int larder_lookup(struct larder *l, uint64_t parent, const char *name, size_t name_bytes, struct larder_attr *ret_attr);
 void larder_forget(struct larder *l, uint64_t node, uint64_t count);
+/* The mount is gone: nobody has anything open any more, whatever was not forgotten. */
+void larder_forget_all(struct larder *l);
+/* The node a name leads to, 0: none. No reference, and no use of it. */
+uint64_t larder_find(struct larder *l, uint64_t parent, const char *name, size_t name_bytes);
+/* Is it a file that the caller has a reference to? */
+bool larder_file_is_known(struct larder *l, uint64_t node);
 int larder_getattr(struct larder *l, uint64_t node, struct larder_attr *ret_attr);
 /* A change of size without an open file commits at once [waits]; f may be NULL. */
 int larder_setattr(struct larder *l, uint64_t node, struct larder_file *f, unsigned set, const struct larder_attr *attr,

@@ -28,6 +28,7 @@ struct notify;
 struct sampled;
 struct watchdog;
 struct worker;
+struct writers;
 
 #define NS_PER_S 1000000000ull
 #define NS_PER_MS 1000000ull
@@ -75,6 +76,7 @@ struct fs {
     struct watchdog *watchdog;      /* (c) */
     struct handles *handles;        /* (c) */
     struct sampled *sampled;        /* (c) NULL but with hits=sampled */
+    struct writers *writers;        /* (c) likewise, and not with ro */
     uint32_t uid, gid;              /* (c) of the mount's owner, for virtual files */
     int64_t start_wall_ns;          /* (c) times of virtual files */
     struct fs_facility io_uring;    /* (c) after INIT; active: set by the first request that came so */

@@ -15,6 +15,9 @@
  * A LOOKUP answered just before may reach the kernel's cache after our message. Therefore each node is named
  * twice: at once, and again after NOTIFY_AGAIN_NS.
  *
+ * Where no OPEN is sent (hits=sampled) the attributes are not enough: a name that is good for less long than was said has
+ * to be looked up again. PRUNE does that, but for a file that is open; then the epoch is increased.
+ *
  * When more leaves than the queue holds, the epoch is increased (Linux 6.16): every name is asked for again.
  * Before Linux 6.16 what does not fit is left to ESTALE alone.
  */
@@ -33,10 +36,9 @@
 #define NOTIFY_QUEUE_MAX (1u << 18)
 #define NOTIFY_AGAIN_NS (500 * NS_PER_MS)
 #define NOTIFY_BATCH 256u
-#define NOTIFY_PRUNE_MINOR 45u /* protocol 7.45 */
 #define NOTIFY_PRUNE_CODE 9    /* FUSE_NOTIFY_PRUNE; libfuse 3.18 has no call for it */
 
-enum notify_kind { NOTIFY_NODE_GONE, NOTIFY_NODE_ATTR, NOTIFY_NODE_DATA, NOTIFY_NAME };
+enum notify_kind { NOTIFY_NODE_GONE, NOTIFY_NODE_ATTR, NOTIFY_NODE_DATA, NOTIFY_NAME, NOTIFY_FORGET };
 
 struct notify_item {
     uint64_t node;   /* the parent for NOTIFY_NAME */
@@ -176,6 +178,14 @@ void notify_node_changed(void *ctx, uint64_t node, bool data)
     notify_push(fs->notify, &item);
 }
 
+void notify_please_forget(void *ctx, uint64_t node)
+{
+    struct fs *fs = ctx;
+
+    CHECK_OBJ(fs, FS_MAGIC);
+    notify_push(fs->notify, &(struct notify_item){.node = node, .kind = NOTIFY_FORGET});
+}
+
 /* The kernel refuses what it does not know (ENOENT): most nodes were never asked for, or are forgotten. */
 static void notify_prune(struct notify *n, const uint64_t *nodes, uint32_t count)
 {
@@ -201,20 +211,29 @@ static void notify_send(struct notify *n, const struct notify_item *item)
     case NOTIFY_NODE_DATA:
         (void)fuse_lowlevel_notify_inval_inode(se, item->node, 0, 0);
         break;
+    case NOTIFY_FORGET: /* the prune does it */
+        break;
     case NOTIFY_NAME:
         (void)fuse_lowlevel_notify_inval_entry(se, item->node, item->name, strlen(item->name));
         break;
     }
 }
 
-/* Everything the kernel holds is asked for again. */
+/* Every name the kernel holds is asked for again. */
+static int notify_increase_epoch(struct notify *n)
+{
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+    return fuse_lowlevel_notify_increment_epoch(n->fs->session);
+#else
+    (void)n;
+    return -ENOSYS;
+#endif
+}
+
 static void notify_everything(struct notify *n)
 {
-    int r = -ENOSYS;
+    int r = notify_increase_epoch(n);
 
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
-    r = fuse_lowlevel_notify_increment_epoch(n->fs->session);
-#endif
     log_line(LARDER_LOG_WARNING, "event=notify_overflow queue=%u epoch=%s", NOTIFY_QUEUE_MAX,
              r == 0 ? "increased" : "unsupported");
 }
@@ -235,25 +254,43 @@ static uint32_t notify_take_batch(struct notify *n, struct notify_item *batch, b
     return count;
 }
 
+/* Is its name to go from the kernel's cache, as nobody will ask by OPEN? */
+static bool notify_takes_name(const struct notify *n, const struct notify_item *item)
+{
+    return item->kind == NOTIFY_NODE_GONE || item->kind == NOTIFY_FORGET ||
+           (item->kind == NOTIFY_NODE_ATTR && n->fs->writers);
+}
+
+/* A name that did not go when it was asked to: the file is open, or is there anew. */
+static bool notify_is_left(const struct notify *n, const struct notify_item *item)
+{
+    return item->due_ns > 0 && item->kind == NOTIFY_NODE_ATTR && n->fs->writers &&
+           larder_file_is_known(n->fs->larder, item->node);
+}
+
 static void notify_run_batch(struct notify *n, struct notify_item *batch, uint32_t count)
 {
     uint64_t gone[NOTIFY_BATCH];
     uint32_t gone_count = 0;
     uint64_t now_ns = mono_ns();
+    bool left = false;
 
     for (uint32_t i = 0; i < count; i++) {
         struct notify_item *item = &batch[i];
 
         notify_send(n, item);
-        if (item->kind == NOTIFY_NODE_GONE)
+        left |= notify_is_left(n, item);
+        if (notify_takes_name(n, item))
             gone[gone_count++] = item->node;
-        if (item->kind != NOTIFY_NAME && item->due_ns == 0) {
+        if (item->kind != NOTIFY_NAME && item->kind != NOTIFY_FORGET && item->due_ns == 0) {
             item->due_ns = now_ns + NOTIFY_AGAIN_NS;
             (void)notify_queue_push(&n->again, item); /* full: once must do */
         }
         free(item->name);
     }
     notify_prune(n, gone, gone_count);
+    if (left)
+        (void)notify_increase_epoch(n); /* without it a name lasts as long as was said: core, name_valid_ns */
 }
 
 /* False when it is time to end. */

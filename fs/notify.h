@@ -19,3 +19,6 @@ void notify_free(struct notify *n); /* NULL is fine */
 /* larder_callbacks: ctx is the struct fs. They copy and return. */
 void notify_name_gone(void *ctx, uint64_t parent, uint64_t child, const char *name, size_t name_bytes);
 void notify_node_changed(void *ctx, uint64_t node, bool data);
+void notify_please_forget(void *ctx, uint64_t node);
+
+#define NOTIFY_PRUNE_MINOR 45u /* protocol 7.45, Linux 6.18: the kernel can be asked to forget */

@@ -45,8 +45,7 @@ void ops_defer(const struct call *c, struct worker_job *job)
     worker_submit(c->fs->worker, job);
 }
 
-/* What no name may be made, removed or renamed by: -ENAMETOOLONG, -EPERM; 0 when it may. */
-static int ops_check_name(uint64_t parent, const char *name)
+int ops_check_name(uint64_t parent, const char *name)
 {
     if (strlen(name) > OPS_NAME_MAX)
         return -ENAMETOOLONG;
@@ -206,7 +205,9 @@ static void ops_setattr_run(struct worker_job *job)
 {
     _cleanup_free_ struct ops_setattr_job *j = (struct ops_setattr_job *)job;
     struct larder_attr result;
-    int r = larder_setattr(j->c.fs->larder, j->ino, j->file, j->set, &j->attr, &result);
+    int r = j->c.fs->writers && j->set & LARDER_SET_SIZE
+                ? ops_sampled_resize(j->c.fs, j->ino, j->set, &j->attr, &result)
+                : larder_setattr(j->c.fs->larder, j->ino, j->file, j->set, &j->attr, &result);
 
     if (r < 0)
         reply_error(&j->c, r);
@@ -277,10 +278,13 @@ static void ops_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct call c = call_begin(req, LARDER_OP_CREATE);
     struct larder_cred cred = ops_cred(req);
     struct larder_attr attr;
+    bool tried = false;
     int r = ops_check_name(parent, name);
 
     if (r == 0)
-        r = larder_mknod(c.fs->larder, parent, name, strlen(name), mode, rdev, &cred, &attr);
+        do
+            r = larder_mknod(c.fs->larder, parent, name, strlen(name), mode, rdev, &cred, &attr);
+        while (ops_sampled_made_room(c.fs, r, &tried));
     ops_reply_new(&c, r, &attr);
 }
 
@@ -289,10 +293,13 @@ static void ops_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct call c = call_begin(req, LARDER_OP_MKDIR);
     struct larder_cred cred = ops_cred(req);
     struct larder_attr attr;
+    bool tried = false;
     int r = ops_check_name(parent, name);
 
     if (r == 0)
-        r = larder_mkdir(c.fs->larder, parent, name, strlen(name), mode, &cred, &attr);
+        do
+            r = larder_mkdir(c.fs->larder, parent, name, strlen(name), mode, &cred, &attr);
+        while (ops_sampled_made_room(c.fs, r, &tried));
     ops_reply_new(&c, r, &attr);
 }
 
@@ -301,10 +308,13 @@ static void ops_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, c
     struct call c = call_begin(req, LARDER_OP_CREATE);
     struct larder_cred cred = ops_cred(req);
     struct larder_attr attr;
+    bool tried = false;
     int r = ops_check_name(parent, name);
 
     if (r == 0)
-        r = larder_symlink(c.fs->larder, parent, name, strlen(name), target, &cred, &attr);
+        do
+            r = larder_symlink(c.fs->larder, parent, name, strlen(name), target, &cred, &attr);
+        while (ops_sampled_made_room(c.fs, r, &tried));
     ops_reply_new(&c, r, &attr);
 }
 
@@ -535,6 +545,6 @@ struct fuse_lowlevel_ops ops_table_of(const struct fs *fs)
     struct fuse_lowlevel_ops table = ops_table;
 
     if (fs->sampled)
-        ops_sampled_override(&table);
+        ops_sampled_override(&table, !fs->opts->core.read_only);
     return table;
 }

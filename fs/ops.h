@@ -36,8 +36,19 @@ void ops_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct 
 int ops_read_file(const struct call *c, struct larder_file *f, size_t bytes, uint64_t offset, bool nowait,
                   size_t *ret_bytes);
 
+/* Whether a write, or one that the kernel says nothing with, takes away the setuid and setgid bits. */
+bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info *fi);
+bool ops_must_kill_priv_untold(const struct call *c);
+/* ops.c. May a name be made, removed or renamed? 0, -ENAMETOOLONG, -EPERM. */
+int ops_check_name(uint64_t parent, const char *name);
+
 /* ops_sampled.c: hits=sampled */
-void ops_sampled_override(struct fuse_lowlevel_ops *table);
+void ops_sampled_override(struct fuse_lowlevel_ops *table, bool writable);
+/* After r: worth another try? With hits=sampled what is kept open here is closed, once, where there was no room. */
+bool ops_sampled_made_room(struct fs *fs, int r, bool *tried);
+/* A SETATTR of the size, and of what comes with it. Only with fs->writers. [waits] */
+int ops_sampled_resize(struct fs *fs, uint64_t ino, unsigned set, const struct larder_attr *attr,
+                       struct larder_attr *ret_attr);
 void ops_sampled_lookup_virtual(const struct call *c, uint64_t virtual_ino);
 void ops_sampled_forget(struct fs *fs, uint64_t ino, uint64_t count);
 

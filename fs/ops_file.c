@@ -55,7 +55,7 @@ static void ops_set_access(const struct fs *fs, struct handle *h, int flags, mod
 
 /* Whether the setuid and setgid bits have to go because of who writes. libfuse before 3.18.3 does not
  * relay what the kernel says; then whoever is not root counts as one without CAP_FSETID. */
-static bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info *fi)
+bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info *fi)
 {
     if (!c->fs->kill_priv_by_us || fi->writepage)
         return false;
@@ -67,7 +67,7 @@ static bool ops_must_kill_priv(const struct call *c, const struct fuse_file_info
 }
 
 /* For FALLOCATE and COPY_FILE_RANGE, with which the kernel says nothing. */
-static bool ops_must_kill_priv_untold(const struct call *c)
+bool ops_must_kill_priv_untold(const struct call *c)
 {
     return c->fs->kill_priv_by_us && fuse_req_ctx(c->req)->uid != 0;
 }

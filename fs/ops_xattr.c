@@ -76,11 +76,14 @@ static void ops_change_xattr_run(struct worker_job *job)
 {
     _cleanup_free_ struct ops_xattr_job *j = (struct ops_xattr_job *)job;
     struct larder *l = j->c.fs->larder;
+    bool tried = false;
     int r = ops_has_prefix(j->name, OPS_XATTR_POLICIES) ? ops_check_policy(&j->c, j->ino) : 0;
 
     if (r == 0)
-        r = j->remove ? larder_removexattr(l, j->ino, j->name)
-                      : larder_setxattr(l, j->ino, j->name, j->value, j->value_bytes, j->flags);
+        do
+            r = j->remove ? larder_removexattr(l, j->ino, j->name)
+                          : larder_setxattr(l, j->ino, j->name, j->value, j->value_bytes, j->flags);
+        while (ops_sampled_made_room(j->c.fs, r, &tried));
     reply_error(&j->c, r);
 }
 

@@ -314,7 +314,9 @@ static const struct options_spec options_specs[] = {
     {"passthrough", "passthrough=auto, passthrough=on, passthrough=off", "auto, on or off", "auto",
      "let the kernel read large raw values itself", options_set_passthrough},
     {"hits", "hits=exact, hits=sampled", "exact or sampled", "exact",
-     "sampled: the kernel opens and closes files by itself, uses are seen as lookups; needs ro", options_set_hits},
+     "sampled: the kernel opens and closes files by itself; uses are seen as lookups, and what was written and not "
+     "renamed, linked or fsynced is committed half a second after the last change",
+     options_set_hits},
     {"no_new_privs", "no_new_privs=auto, no_new_privs=on, no_new_privs=off", "auto, on or off", "auto",
      "the daemon gains no rights by executing anything", options_set_no_new_privs},
     {"drop_caps", "drop_caps=auto, drop_caps=on, drop_caps=off", "auto, on or off", "auto",
@@ -553,9 +555,9 @@ static int options_check(const struct fs_options *o, char *err)
 {
     if (o->core.hits != LARDER_HITS_SAMPLED)
         return 0;
-    if (!o->core.read_only)
-        return options_fail(err, "option hits=sampled: needs ro; the kernel then tells of no close, which is a "
-                                 "writer's commit: write through a mount with hits=exact");
+    if (o->core.quota_bytes == 0)
+        return options_fail(err, "option hits=sampled: not with quota=0; the kernel then tells of no close, at which a "
+                                 "value would go");
     if (o->passthrough == TRI_ON)
         return options_fail(err, "option passthrough=on: not with hits=sampled; the kernel asks nobody for the file to "
                                  "pass through to");

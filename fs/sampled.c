@@ -6,17 +6,20 @@
 #include <pthread.h>
 
 #include "fs/handle.h"
+#include "fs/options.h"
 #include "fs/virtual.h"
+#include "fs/writers.h"
 
 #define SAMPLED_MAGIC 0x4c504d53u /* "SMPL" */
 #define SAMPLED_KEPT 32u          /* looked through for each READ */
+#define SAMPLED_QUOTA_SHARE 8u    /* all kept together, where what is kept cannot leave for room */
 #define SAMPLED_BUCKETS 256u
 #define SAMPLED_SNAPSHOTS_MAX 65536u
 #define SAMPLED_EVENTS_CHUNK_BYTES (64u << 10)
 
 struct kept_file {
     struct larder_file *file; /* NULL: a free place */
-    uint64_t used_no;
+    uint64_t used_ns;
 };
 
 struct snapshot {
@@ -30,7 +33,6 @@ struct sampled {
     uint32_t magic;
     pthread_mutex_t lock;
     struct kept_file kept[SAMPLED_KEPT];        /* (l) */
-    uint64_t use_no;                            /* (l) */
     struct snapshot *snapshots[SAMPLED_BUCKETS]; /* (l) */
     uint32_t snapshot_count, snapshot_no;       /* (l) */
 };
@@ -104,27 +106,73 @@ int sampled_take(struct fs *fs, uint64_t node, struct larder_file **ret_file)
     return 0;
 }
 
-static struct larder_file *kept_add(struct sampled *s, struct larder_file *file)
+/* The place that is free or was not read for longest. */
+static struct kept_file *kept_oldest(struct sampled *s)
 {
     struct kept_file *place = &s->kept[0];
+
+    for (size_t i = 1; i < SAMPLED_KEPT && place->file; i++)
+        if (!s->kept[i].file || s->kept[i].used_ns < place->used_ns)
+            place = &s->kept[i];
+    return place;
+}
+
+static struct larder_file *kept_add(struct sampled *s, struct larder_file *file)
+{
+    struct kept_file *place;
     struct larder_file *replaced;
 
     (void)pthread_mutex_lock(&s->lock);
-    for (size_t i = 1; i < SAMPLED_KEPT && place->file; i++)
-        if (!s->kept[i].file || s->kept[i].used_no < place->used_no)
-            place = &s->kept[i];
+    place = kept_oldest(s);
     replaced = place->file;
-    *place = (struct kept_file){.file = file, .used_no = ++s->use_no};
+    *place = (struct kept_file){.file = file, .used_ns = mono_ns()};
     (void)pthread_mutex_unlock(&s->lock);
     return replaced;
 }
 
+/* Where room may be wanted one that takes more than its share of what may be kept is found anew for each READ. */
+static bool kept_fits(struct fs *fs, const struct larder_file *file)
+{
+    struct larder_attr attr;
+
+    if (!fs->writers)
+        return true;
+    return larder_getattr(fs->larder, larder_file_node(file), &attr) == 0 &&
+           attr.size_bytes <= fs->opts->core.quota_bytes / SAMPLED_QUOTA_SHARE / SAMPLED_KEPT;
+}
+
 void sampled_give(struct fs *fs, struct larder_file *file, bool keep)
 {
-    struct larder_file *gone = keep ? kept_add(fs->sampled, file) : file;
+    struct larder_file *gone = keep && kept_fits(fs, file) ? kept_add(fs->sampled, file) : file;
 
+    if (gone != file && fs->writers)
+        writers_wake(fs);
     if (gone)
         larder_release(gone);
+}
+
+bool sampled_close_idle(struct fs *fs, uint64_t before_ns)
+{
+    struct larder_file *gone[SAMPLED_KEPT];
+    struct sampled *s = fs->sampled;
+    size_t count = 0;
+    bool left = false;
+
+    CHECK_OBJ(s, SAMPLED_MAGIC);
+    (void)pthread_mutex_lock(&s->lock);
+    for (size_t i = 0; i < SAMPLED_KEPT; i++) {
+        struct kept_file *place = &s->kept[i];
+
+        if (place->file && place->used_ns <= before_ns) {
+            gone[count++] = place->file;
+            place->file = NULL;
+        }
+        left |= place->file != NULL;
+    }
+    (void)pthread_mutex_unlock(&s->lock);
+    while (count > 0)
+        larder_release(gone[--count]);
+    return left;
 }
 
 void sampled_let_go(struct fs *fs, uint64_t node)

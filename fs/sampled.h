@@ -4,7 +4,7 @@
  *
  *   kept files   a value that is being read from front to back stays open between two READs, so that it is found,
  *                verified and decoded once: a bounded number of them, the one not read for longest goes first, and all
- *                go with the kernel's last reference
+ *                go with the kernel's last reference, or where there are writers after a moment
  *   snapshots    the text of a virtual file as its lookup found it. It has a number of its own, which no other text
  *                ever has while the kernel knows it: whoever opened it reads one moment, whatever others look up
  *meanwhile
@@ -30,6 +30,9 @@ void sampled_free(struct sampled *s);
 int sampled_take(struct fs *fs, uint64_t node, struct larder_file **ret_file);
 /* keep: more of it will be read. One that comes after its node was forgotten goes when its place is needed. */
 void sampled_give(struct fs *fs, struct larder_file *file, bool keep);
+/* Closes the kept files that were not read since before_ns; whether others are left. While a file is kept it cannot leave
+ * for room: where room may be wanted writers.c calls this soon after. */
+bool sampled_close_idle(struct fs *fs, uint64_t before_ns);
 /* The kernel forgets the node. */
 void sampled_let_go(struct fs *fs, uint64_t node);
 

@@ -35,10 +35,12 @@
 #include "fs/sampled.h"
 #include "fs/sdnotify.h"
 #include "fs/watchdog.h"
+#include "fs/writers.h"
 
 #define SESSION_URING_PARAMETER "/sys/module/fuse/parameters/enable_uring"
 #define SESSION_URING_DEPTH 32     /* requests under way per core, those that wait in workers included */
 #define SESSION_URING_WAIT_MS 2000 /* for the rings to be set up */
+#define SESSION_THREADS_SAMPLED 64
 #define SESSION_KICK_MS 20
 #define SESSION_BUSY_WAIT_MS 10000 /* for the daemon of a mount that was just unmounted */
 #define SESSION_BUSY_STEP_MS 20
@@ -164,7 +166,7 @@ void session_init(void *userdata, struct fuse_conn_info *conn)
     session_want(conn, FUSE_CAP_ASYNC_READ, true);
     session_want(conn, FUSE_CAP_CACHE_SYMLINKS, true);
     /* Else who opens a value that is being written could not map it (Linux 6.6). */
-    fs->direct_writes = fuse_set_feature_flag(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP);
+    fs->direct_writes = fuse_set_feature_flag(conn, FUSE_CAP_DIRECT_IO_ALLOW_MMAP) && !fs->sampled;
     session_want(conn, FUSE_CAP_DONT_MASK, false);
     session_want(conn, FUSE_CAP_POSIX_ACL, false);
     session_want(conn, FUSE_CAP_SPLICE_READ, false); /* values come and go through memory anyway */
@@ -277,6 +279,10 @@ static int session_prove(struct session *s)
         log_line(LARDER_LOG_INFO, "event=no_io_uring reason=\"%s\" consequence=\"served over /dev/fuse\"",
                  s->fs.io_uring.reason);
     }
+    if (s->fs.writers && s->fs.proto_minor < NOTIFY_PRUNE_MINOR) {
+        (void)session_fail("option hits=sampled", "without ro it needs Linux 6.18, which forgets when it is asked to");
+        return -ENOTSUP;
+    }
     if (s->fs.opts->passthrough == TRI_ON && !s->fs.passthrough.active) {
         (void)session_fail("option passthrough=on", s->fs.passthrough.reason);
         return -ENOTSUP;
@@ -320,6 +326,8 @@ static void *session_ready_main(void *arg)
         r = notify_start(s->fs.notify);
     if (r == 0)
         r = larder_start(s->fs.larder);
+    if (r == 0 && s->fs.writers)
+        r = writers_start(&s->fs);
     if (r == 0)
         r = watchdog_start(s->fs.watchdog, s->helper);
     if (r == 0) {
@@ -394,6 +402,7 @@ static int session_open_engine(struct session *s)
 {
     struct larder_callbacks callbacks = {.name_gone = notify_name_gone,
                                          .node_changed = notify_node_changed,
+                                         .please_forget = notify_please_forget,
                                          .log = log_from_larder,
                                          .ctx = &s->fs};
     char err[LARDER_ERROR_BYTES] = "";
@@ -401,6 +410,8 @@ static int session_open_engine(struct session *s)
 
     if (r == 0 && s->fs.opts->core.hits == LARDER_HITS_SAMPLED)
         r = sampled_new(&s->fs.sampled);
+    if (r == 0 && s->fs.sampled && !s->fs.opts->core.read_only)
+        r = writers_new(&s->fs, &s->fs.writers);
     if (r == 0)
         r = worker_new(&s->fs.worker);
     if (r == 0)
@@ -440,6 +451,8 @@ static int session_loop(struct session *s)
     if (!config)
         return -ENOMEM;
     fuse_loop_cfg_set_clone_fd(config, 1);
+    if (s->fs.writers) /* all may wait for room that comes with a FORGET, and one is to read that */
+        fuse_loop_cfg_set_max_threads(config, SESSION_THREADS_SAMPLED);
     if (s->fs.opts->threads) {
         fuse_loop_cfg_set_max_threads(config, s->fs.opts->threads);
         fuse_loop_cfg_set_idle_threads(config, s->fs.opts->threads);
@@ -535,8 +548,13 @@ static int session_close_engine(struct session *s)
 {
     struct watchdog_slot *watch =
         s->fs.watchdog ? watchdog_begin(s->fs.watchdog, "stop", (int)getpid(), mono_ns()) : NULL;
-    int r = larder_close(s->fs.larder);
+    int r;
 
+    larder_forget_all(s->fs.larder);
+    writers_free(s->fs.writers);
+    sampled_free(s->fs.sampled);
+    handle_free_all();
+    r = larder_close(s->fs.larder);
     watchdog_end(watch);
     return r;
 }
@@ -584,8 +602,6 @@ int session_run(const struct fs_options *o, int ready_fd)
         fuse_session_exit(s->fs.session);
     if (s->fs.session)
         fuse_session_destroy(s->fs.session); /* closes /dev/fuse; the mount is off the tree already */
-    sampled_free(s->fs.sampled);
-    handle_free_all();
     r = s->fs.larder ? session_close_engine(s) : 0;
     if (r < 0) {
         log_line(LARDER_LOG_ERROR, "event=close_failed error=%d", -r);

@@ -42,10 +42,6 @@ class System:
     def can_chill(self):
         return True
 
-    def enter(self, workload, forgets):
-        """Before a step; whether what it takes is to be measured."""
-        return True
-
     def keys_max(self):
         """How many keys it can hold at all, or None."""
 
@@ -212,29 +208,7 @@ class LarderDev(Larder):
 
 
 class LarderSampled(Larder):
-    """Reads through a mount that is read-only, as it must be; what changes something is done through another before and
-    after, and not measured."""
-    name, label = "larder-sampled", "larder, io_uring, ro, hits=sampled"
-    CHANGES = {"put", "rename", "unlink", "unlink_renamed", "big_write", "big_rewrite"}
-
-    def start(self, **changed):
-        self.reads = False
-        super().start(**changed)
-
-    def _turn(self, reads):
-        self.reads = reads
-        self.mount.options = {**self.mount.options, "ro": reads, "hits": "sampled" if reads else "exact"}
-        super().forget()
-
-    def forget(self):
-        self._turn(True)
-
-    def enter(self, workload, forgets):
-        changes = workload in self.CHANGES
-        turned = changes == self.reads
-        if turned:
-            self._turn(not changes)
-        return not changes and (forgets or not turned)
+    name, label, options = "larder-sampled", "larder, io_uring, hits=sampled", {"hits": "sampled"}
 
 
 ALL = [Bare, Floor, FloorNoOpen, FloorDev, Passthrough, Mergerfs, Larder, LarderDev, LarderSampled]

@@ -16,6 +16,7 @@ disk, or damage the store before the remount. The modes:
     clean     24 MiB of often replaced values            fsync    durability=fsync
     nouring, uring   the transport                       full     a small disk that another process fills
     damage    the journal is damaged before the remount: what was settled is intact, no byte is wrong
+    sampled   hits=sampled, where a close is no commit: values are renamed into place
 
     tests/crash/kill9.py --build-dir build --rounds 1000 [--mode quota,plain] [--seed N] [--dir /dev/shm]
 
@@ -61,6 +62,7 @@ MODES = {
     "uring": ({"quota": "256M", "io_uring": "on"}, 1.0, False),
     "full": ({"quota": "256M"}, 1.0, True),
     "damage": ({"quota": "256M"}, 0.3, False),
+    "sampled": ({"quota": "256M", "hits": "sampled"}, 1.0, False),
 }
 
 
@@ -121,7 +123,8 @@ class Campaign:
         self.mount = site.mount(start=False, store=store, **options)
         self.mount.allow(*self.allowed())
         self.start()
-        self.clients = [Client(n, scale, loses, mode == "full", 4096 if mode == "big" else 256 << 10) for n in range(clients)]
+        self.clients = [Client(n, scale, loses, mode == "full", 4096 if mode == "big" else 256 << 10,
+                               mode != "sampled") for n in range(clients)]
         for client in self.clients:
             prepare(client, self.mount.mnt)
         self.start_seconds = 0.03

@@ -36,11 +36,13 @@ class Wrong(Exception):
 
 class Client:
     """`scale` multiplies the sizes of values. `loses`: keys may be evicted. `full_ok`: ENOSPC may happen. Larger values
-    than `in_place_bytes` have files of their own."""
+    than `in_place_bytes` have files of their own. Without `closes` a close is no commit (hits=sampled): values are renamed
+    into place or msynced."""
 
-    def __init__(self, number, scale=1.0, loses=False, full_ok=False, in_place_bytes=256 << 10):
+    def __init__(self, number, scale=1.0, loses=False, full_ok=False, in_place_bytes=256 << 10, closes=True):
         self.number, self.scale, self.loses, self.full_ok = number, scale, loses, full_ok
         self.in_place_bytes = in_place_bytes
+        self.closes = closes
         self.state = State()
         self.pending = None
         self.between = None  # a state on the way there
@@ -338,6 +340,8 @@ class Client:
                  self.do_mkdir, self.do_rmdir, self.do_move_folder, self.do_chmod, self.do_utime, self.do_xattr,
                  self.do_ttl, self.do_read, self.do_in_place, self.do_mapped)
         weights = (10, 10, 4, 5, 4, 2, 4, 8, 4, 1, 5, 2, 2, 2, 2, 3, 3, 6, 5, 4, 5, 3)
+        if not self.closes:
+            weights = (0, 0, 0, 0, 24, 0, 0, 8, 4, 1, 5, 2, 2, 2, 2, 3, 3, 6, 5, 4, 0, 3)
         self.using = []
         kind = self.rng.choices(kinds, weights)[0]
         self.trace.append(kind.__name__)
@@ -683,8 +687,20 @@ def prepare(client, top):
     os.mkdir(client.folder(top))
 
 
+def forget_halves(client, top):
+    """What was being written under a name of its own was committed at an orderly stop, as far as it had come."""
+    for name in HALVES:
+        client.unlink_if_there(os.path.join(client.folder(top), name))
+        inode = client.state.names.pop((0, name), None)
+        if inode is not None and not client.state.names_of(inode):
+            client.state.nodes.pop(inode)
+    client.between = None
+
+
 def verify(client, top):
     """After the crash: None, or what is wrong. The client goes on from what was found."""
+    if not client.closes:
+        forget_halves(client, top)
     if client.full_ok:
         client.remove_halves(client.folder(top))
     client.trace.append("crash")

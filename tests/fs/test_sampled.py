@@ -15,6 +15,7 @@ import time
 import pytest
 
 from harness import corrupt, sysx
+from harness.du import Sampler
 from harness.errors import raises
 from harness.procs import run_children
 from harness.values import first_difference, get, mixed_bytes, names, put, random_bytes, text_bytes
@@ -59,7 +60,7 @@ def moved(m, action, *wanted):
 # The option
 
 @pytest.mark.parametrize("options, wanted", [
-    ("hits=sampled", "option hits=sampled: needs ro"), ("hits=sampled,ro,rw", "option hits=sampled: needs ro"),
+    ("hits=sampled,quota=0", "option hits=sampled: not with quota=0"),
     ("hits=sampled,ro,passthrough=on", "option passthrough=on: not with hits=sampled"),
     ("hits=some", "option hits=some: not exact or sampled"), ("hits", "option hits: needs a value")])
 def test_refused(site, mount, options, wanted):
@@ -389,3 +390,169 @@ def test_killed_under_its_readers(mount, options):
         m.restart("kill")
     for i in range(100):
         assert get(m.path(f"key-{i}")) == mixed_bytes(3000 + 1000 * i, i)
+
+
+# Written
+
+WRITABLE = {"hits": "sampled"}
+
+
+def listed(m):
+    return sorted(os.listdir(m.mnt))
+
+
+def committed(m):
+    eventually(lambda: m.stats()["open_files"] == 0, 20, "what was written to be committed")
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("options", TRANSPORTS)
+def test_every_size_written_and_renamed_survives_sigkill(mount, site, make, options):
+    m = mount(quota="512M", **WRITABLE, **options)
+    wanted = {str(size): make(size, size) for size in SIZES}
+    for name, data in wanted.items():
+        m.write(name, data)
+        assert first_difference(get(m.path(name)), data) == ""
+    m.restart("kill")
+    assert listed(m) == sorted(wanted)
+    for name, data in wanted.items():
+        assert first_difference(get(m.path(name)), data) == "", f"{name} bytes"
+    m.stop()
+    site.check(m.store)
+
+
+def test_renamed_over_another_leaves_nothing_open(mount):
+    m = mount(**WRITABLE)
+    for i in range(50):
+        m.write("key", random_bytes(3000, i))
+    assert m.stats()["puts"] >= 50
+    assert m.stats()["open_files"] == 0
+    m.restart("kill")
+    assert get(m.path("key")) == random_bytes(3000, 49)
+
+
+def test_a_value_written_over_is_old_or_new_after_sigkill(mount):
+    m = mount(**WRITABLE)
+    old = random_bytes(200_000, 1)
+    for i in range(4):
+        m.write("key", old)
+        new = random_bytes(150_000, i + 2)
+        with open(m.path("key"), "wb") as f:
+            f.write(new)
+        m.restart("kill")
+        assert get(m.path("key")) in (old, new)
+
+
+@pytest.mark.parametrize("change, wanted", [
+    pytest.param(lambda path: put(path, b"new value"), b"new value", id="written over"),
+    pytest.param(lambda path: os.truncate(path, 3), b"old", id="truncated"),
+    pytest.param(lambda path: os.truncate(path, 0), b"", id="emptied")])
+def test_after_a_moment_it_is_committed(mount, change, wanted):
+    m = mount(**WRITABLE)
+    m.write("key", b"old value")
+    change(m.path("key"))
+    assert get(m.path("key")) == wanted
+    committed(m)
+    m.restart("kill")
+    assert get(m.path("key")) == wanted
+
+
+@pytest.mark.parametrize("commit", [
+    pytest.param(lambda m, fd: os.fsync(fd), id="fsync"), pytest.param(lambda m, fd: os.fdatasync(fd), id="fdatasync"),
+    pytest.param(lambda m, fd: os.link(m.path("key"), m.path("other")), id="link"),
+    pytest.param(lambda m, fd: os.rename(m.path("key"), m.path("other")), id="rename")])
+def test_committed_by(mount, commit):
+    m = mount(**WRITABLE)
+    fd = os.open(m.path("key"), os.O_WRONLY | os.O_CREAT)
+    os.write(fd, random_bytes(50_000))
+    commit(m, fd)
+    m.kill()
+    with raises(errno.ENOTCONN, errno.ECONNABORTED):
+        os.close(fd)
+    m.start()
+    assert {get(m.path(name)) for name in listed(m)} == {random_bytes(50_000)}
+
+
+def test_an_orderly_stop_commits(mount):
+    m = mount(**WRITABLE)
+    for i in range(300):
+        put(m.path(f"key-{i}"), random_bytes(1000, i))
+    m.restart()
+    for i in range(300):
+        assert get(m.path(f"key-{i}")) == random_bytes(1000, i)
+
+
+def test_more_than_may_wait_are_committed_in_turn(mount):
+    m = mount(**WRITABLE)
+    for i in range(1000):
+        put(m.path(f"key-{i}"), random_bytes(1000, i))
+    assert m.stats()["open_files"] <= 300
+    m.restart("kill")
+    found = listed(m)
+    assert len(found) >= 700
+    for name in found:
+        assert get(m.path(name)) == random_bytes(1000, int(name.split("-")[1]))
+
+
+def test_unlinked_while_open_it_is_written_and_read_on(mount):
+    m = mount(**WRITABLE)
+    with open(m.path("key"), "w+b", buffering=0) as f:
+        f.write(b"before")
+        os.unlink(m.path("key"))
+        assert names(m.mnt) == []
+        eventually(lambda: m.stats()["open_files"] == 0, 20, "the moment to pass")
+        f.write(b" and after")
+        assert os.pread(f.fileno(), 100, 0) == b"before and after"
+        assert os.fstat(f.fileno()).st_nlink == 0
+    m.restart("kill")
+    assert names(m.mnt) == []
+
+
+def test_written_through_a_mapping(mount):
+    m = mount(**WRITABLE)
+    m.write("key", bytes(300_000))
+    with open(m.path("key"), "r+b") as f, mmap.mmap(f.fileno(), 0) as mapped:
+        mapped[100_000:100_005] = b"hello"
+        mapped.flush()
+    m.restart("kill")
+    assert get(m.path("key"))[99_999:100_006] == b"\0hello\0"
+
+
+def test_at_quota_what_the_kernel_remembers_leaves_and_du_stays_below(mount, site):
+    m = mount(quota="4M", **WRITABLE)
+    sampler = Sampler(m.store, m.pid)
+    for i in range(3000):
+        m.write(f"key-{i}", random_bytes(20_000, i))
+        os.stat(m.path(f"key-{max(0, i - 50)}"))
+    assert sampler.finish()["exact"] <= 4 * MIB
+    stats = m.stats()
+    assert stats["evicted_quota"] > 2000 and stats["errors_enospc"] == 0
+    assert stats["logical_bytes"] > 2 * MIB
+    left = listed(m)
+    assert sorted(int(name.split("-")[1]) for name in left) == list(range(3000 - len(left), 3000))
+    for name in left:
+        assert get(m.path(name)) == random_bytes(20_000, int(name.split("-")[1]))
+    m.stop()
+    site.check(m.store)
+
+
+def test_an_open_file_does_not_leave_for_room(mount):
+    m = mount(quota="4M", **WRITABLE)
+    m.write("cold", random_bytes(100_000))
+    with opened(m.path("cold")) as fd:
+        for i in range(600):
+            m.write(f"key-{i}", random_bytes(20_000, i))
+        assert os.pread(fd, 200_000, 0) == random_bytes(100_000)
+        assert not gone(m.path("cold"))
+    for i in range(600):
+        m.write(f"key-{i}", random_bytes(20_000, i))
+    eventually(lambda: m.write("more", random_bytes(20_000)) and gone(m.path("cold")), 20, "it to leave when it is closed")
+
+
+def test_a_deadline_that_comes_nearer_while_it_is_open_is_kept(mount):
+    m = mount(**WRITABLE)
+    m.write("key", b"value")
+    with opened(m.path("key")) as fd:
+        os.setxattr(m.path("key"), "user.larder.ttl", b"1s")
+        eventually(lambda: gone(m.path("key")), 4, "the key to expire")
+        assert os.pread(fd, 10, 0) == b"value"
