@@ -132,7 +132,7 @@ static struct bucket_line *entry_find(const struct bucket_table *b, uint64_t has
                 *ret_at = i;
                 return line;
             }
-    assert(!"an entry is in the bucket of its hash");
+    assert(false && "an entry is in the bucket of its hash");
     return NULL;
 }
 
