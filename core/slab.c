@@ -17,6 +17,12 @@ static size_t chunk_bytes(const struct slab *s)
     return SLAB_CHUNK_HEADER_BYTES + (size_t)SLAB_CHUNK_SLOTS * s->slot_bytes;
 }
 
+/* What slab_map_chunk leaves mapped of it. */
+static size_t mapped_bytes(size_t bytes)
+{
+    return MIN(round_up(bytes, PAGE_BYTES_MAX), SLAB_CHUNK_BYTES);
+}
+
 void slab_init(struct slab *s, uint32_t slot_bytes, uint32_t link_offset)
 {
     assert(slot_bytes <= SLAB_SLOT_BYTES_MAX);
@@ -28,7 +34,7 @@ void slab_fini(struct slab *s)
 {
     for (uint32_t i = 0; i < s->chunk_room; i++)
         if (s->chunks[i])
-            (void)munmap(s->chunks[i], chunk_bytes(s)); /* cannot fail: it was mapped so */
+            (void)munmap(s->chunks[i], mapped_bytes(chunk_bytes(s))); /* cannot fail: it was mapped so */
     free(s->chunks);
     *s = (struct slab){0};
 }
@@ -58,7 +64,7 @@ static uint32_t *slab_link(const struct slab *s, uint32_t index)
 void *slab_map_chunk(size_t bytes)
 {
     char *p = mmap(NULL, (size_t)2 * SLAB_CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    size_t before, kept = MIN(round_up(bytes, PAGE_BYTES_MAX), SLAB_CHUNK_BYTES);
+    size_t before, kept = mapped_bytes(bytes);
 
     if (p == MAP_FAILED)
         return NULL;
